@@ -1,0 +1,1 @@
+"""What the stages share: manifests, goldens, errors, and the wire contract."""

@@ -1,0 +1,58 @@
+"""Every error that Pocketune raises on purpose, and the exit code of each.
+
+    PocketuneError          1  base class, never raised itself
+    |-- InputError          2  what the caller gave is missing, malformed or out of range
+    |-- ArtifactError       3  an artifact is truncated, altered, of another kind or schema
+    |-- MismatchError       4  two sound things that do not belong together (adapter and base)
+    |-- UnsupportedError    5  sound, but cannot be represented exactly; named and refused
+    |-- TeacherError        6  the teacher refused, timed out or gave nothing usable
+    `-- GateError           7  a parity gate failed: the phone would not answer as trained
+
+A message names the path or field, what was expected, what was found and what to do next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class PocketuneError(Exception):
+    """Base of all errors with a message meant for the person who ran the command."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(PocketuneError):
+    """What the caller gave is missing, malformed or out of range."""
+
+    exit_code = 2
+
+
+class ArtifactError(PocketuneError):
+    """An artifact is truncated, altered, of another kind or of an unknown schema version."""
+
+    exit_code = 3
+
+
+class MismatchError(PocketuneError):
+    """Two things that are each sound do not belong together."""
+
+    exit_code = 4
+
+
+class UnsupportedError(PocketuneError):
+    """The thing is sound, but this stage cannot represent it exactly, so it refuses it by name."""
+
+    exit_code = 5
+
+
+class TeacherError(PocketuneError):
+    """The teacher refused, timed out or produced nothing usable."""
+
+    exit_code = 6
+
+
+class GateError(PocketuneError):
+    """A parity gate failed."""
+
+    exit_code = 7

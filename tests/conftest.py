@@ -1,0 +1,74 @@
+"""Fixtures that every stage's tests share: a tiny random base model with a real tokenizer."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads; see pocketune.py
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog. Generate a headline for the following article:",
+    "What is the score of the following review on a scale of 1 to 5? 0 1 2 3 4 5 6 7 8 9",
+    "Mayor opens new bridge in Vienna; 300 guests came on Sunday, and the news spread fast.",
+]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_tokenizer(directory: Path, chat: bool) -> int:
+    """A byte-level BPE of a few hundred tokens; returns the size of its vocabulary."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=352,
+        special_tokens=["<pad>", "<s>", "<|end|>", "<|user|>", "<|assistant|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="<|end|>"
+    )
+    if chat:
+        fast.chat_template = CHAT_TEMPLATE
+    fast.save_pretrained(directory)
+    return len(fast)
+
+
+def make_base(directory: Path, chat: bool = True, seed: int = 0, context: int = 256) -> Path:
+    """A random two-layer Llama in Hugging Face form."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=make_tokenizer(directory, chat), hidden_size=64, intermediate_size=128,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=context, tie_word_embeddings=False, eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def chatty_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with room for a teacher's long prompts."""
+    return make_base(tmp_path_factory.mktemp("models") / "chatty", context=2048)
+
+
+@pytest.fixture(scope="session")
+def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a chat template."""
+    return make_base(tmp_path_factory.mktemp("models") / "plain", chat=False, seed=1)
