@@ -1,0 +1,1 @@
+"""The cloud's side: profiles, augmentation, training, and the service that runs them."""

@@ -1,0 +1,227 @@
+"""The commands `profile import`, `augment` and `train`.
+
+Thin: each opens its inputs, calls the stage's one function and prints the artifact that it made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cloud.augment import AugmentConfig
+from cloud.profiles import Consent
+from cloud.tasks import KINDS
+from cloud.train import TrainConfig
+from protos.artifacts import Artifact, open_artifact
+from protos.progress import shown
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+C = TypeVar("C")
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+seed_option = click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
+threads_option = click.option(
+    "--threads", default=os.cpu_count() or 1, show_default="all cores", help="CPU threads."
+)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, listed in --help in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _number(name: str, config: type, help_text: str) -> Callable[[Any], Any]:
+    default = getattr(config, name)
+    flag = "--" + name.replace("_", "-")
+    return click.option(flag, default=default, show_default=True, help=help_text)
+
+
+profile_options = options(
+    click.option("--task", help="LaMP task (LaMP_1 … LaMP_7, LaMP_2N), or a name for your own."),
+    click.option("--user", help="User to import, where the file holds several."),
+    click.option("--outputs", type=click.Path(path_type=Path), help="LaMP outputs file."),
+    click.option("--kind", type=click.Choice(KINDS), help="Kind of a task of your own (JSONL)."),
+    click.option("--prompt", default="{input}", help="Instruction of your own task, with {input}."),
+    click.option("--labels", default="", help="Labels of your own task, separated by commas."),
+    click.option("--language", default="und", show_default=True, help="BCP 47 tag of the items."),
+    click.option("--purpose", default=Consent.purpose, show_default=True, help="Consented use."),
+    click.option(
+        "--retention-days", default=Consent.retention_days, show_default=True,
+        help="Days the items may be kept.",
+    ),
+    click.option("--third-party", is_flag=True, help="The user allows third-party teachers."),
+)  # fmt: skip
+
+augment_options = options(
+    click.option("--teacher", default="pocket", show_default=True,
+                 help="pocket, hf:<dir or id>, or openai:<base-url>#<model>."),
+    _number("per_real", AugmentConfig, "Synthetic items wanted for each real one."),
+    _number("shots", AugmentConfig, "Items shown in one request."),
+    _number("temperature", AugmentConfig, "Sampling temperature."),
+    _number("top_p", AugmentConfig, "Nucleus of the sampling."),
+    _number("tries", AugmentConfig, "Candidates asked for at most, for each one wanted."),
+    _number("round", AugmentConfig, "Requests sent at a time."),
+)  # fmt: skip
+
+train_options = options(
+    _number("rank", TrainConfig, "LoRA rank."),
+    _number("alpha", TrainConfig, "LoRA alpha."),
+    _number("targets", TrainConfig, "Projections to adapt, separated by commas."),
+    _number("dropout", TrainConfig, "LoRA dropout."),
+    _number("learning_rate", TrainConfig, "Peak learning rate."),
+    _number("weight_decay", TrainConfig, "Weight decay of AdamW."),
+    _number("warmup", TrainConfig, "Share of the steps that warm up."),
+    _number("epochs", TrainConfig, "Epochs at most."),
+    _number("batch_size", TrainConfig, "Rows in a batch."),
+    _number("patience", TrainConfig, "Epochs without a better validation loss before it stops."),
+    _number("max_length", TrainConfig, "Tokens of prompt and completion."),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]),
+                 default=TrainConfig.dtype, show_default=True, help="Type of the frozen base."),
+)  # fmt: skip
+
+
+@click.group()
+def profile() -> None:
+    """A user's own items."""
+
+
+@profile.command("import")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=DIRECTORY, help="Where the Profile goes.")
+@profile_options
+@json_option
+def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None:
+    """Import one user's items from a LaMP questions file or from JSONL.
+
+    \b
+    Examples:
+      pocketune profile import dev_questions.json --outputs dev_outputs.json \\
+          --user 42 --out work/profile
+      pocketune profile import items.jsonl --task mails --kind generation \\
+          --prompt "Write a subject for this mail: {input}" --out work/profile
+    """
+    started = time.monotonic()
+    print_result(import_profile(source, out, **given), started, as_json)
+
+
+@click.command("augment")
+@click.option("--profile", "source", required=True, type=DIRECTORY, help="A Profile.")
+@click.option("--out", required=True, type=DIRECTORY, help="Where the Dataset goes.")
+@augment_options
+@seed_option
+@threads_option
+@json_option
+def augment_command(
+    source: Path, out: Path, teacher: str, threads: int, as_json: bool, **given: Any
+) -> None:
+    """Widen a user's items with synthetic ones that a teacher writes.
+
+    \b
+    Examples:
+      pocketune augment --profile work/profile --teacher pocket --out work/dataset
+      pocketune augment --profile work/profile --out work/dataset \\
+          --teacher "openai:http://localhost:8000/v1#my-model"
+    """
+    from cloud.augment import augment
+    from cloud.teachers import open_teacher
+
+    started = time.monotonic()
+    opened = open_artifact(source, "Profile")
+    with shown("augment") as progress:
+        config = pick(AugmentConfig, given)
+        made = augment(opened, open_teacher(teacher, threads), out, config, progress)
+    print_result(made, started, as_json)
+
+
+@click.command("train")
+@click.option("--dataset", required=True, type=DIRECTORY, help="A Dataset.")
+@click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
+@click.option("--out", required=True, type=DIRECTORY, help="Where the Adapter goes.")
+@train_options
+@seed_option
+@threads_option
+@json_option
+def train_command(
+    dataset: Path, base: str, out: Path, threads: int, as_json: bool, **given: Any
+) -> None:
+    """Train a LoRA adapter on a Dataset; the result is a plain PEFT directory.
+
+    \b
+    Example:
+      pocketune train --dataset work/dataset --base path/to/model --out work/adapter
+    """
+    from cloud.train import train
+    from protos.base_model import open_base
+
+    started = time.monotonic()
+    opened = open_artifact(dataset, "Dataset")
+    with shown("train") as progress:
+        made = train(opened, open_base(base), out, pick(TrainConfig, given), threads, progress)
+    print_result(made, started, as_json)
+
+
+def import_profile(source: Path, out: Path, **given: Any) -> Artifact:
+    """Import from a LaMP questions file (.json) or from JSONL, as `profile_options` say.
+
+    Raises:
+        InputError: names the file, the line and the field.
+    """
+    from cloud.lamp import named_task, read_lamp, task_of
+    from cloud.profiles import Profile, read_jsonl_items, write_profile
+    from cloud.tasks import TASKS, custom_task
+    from protos.errors import InputError
+
+    consent = Consent(given["purpose"], given["retention_days"], given["third_party"])
+    name, outputs, user = given["task"], given["outputs"], given["user"]
+    if source.suffix == ".json":
+        if name is None and outputs is None:
+            raise InputError(f"{source}: which task? Give --task or --outputs")
+        task = named_task(name, "--task") if name else task_of(outputs)
+        user, items, questions = read_lamp(source, outputs, task, user)
+    else:
+        labels = tuple(label.strip() for label in given["labels"].split(",") if label.strip())
+        task = TASKS.get(name or "")
+        if task is None:
+            kind = given["kind"] or "generation"
+            task = custom_task(name or source.stem, kind, given["prompt"], labels)
+        items, questions = read_jsonl_items(source, task), []
+    found = Profile(task, user or source.stem, given["language"], consent, items, questions)
+    return write_profile(found, out)
+
+
+def pick(config: type[C], given: dict[str, Any]) -> C:
+    """A stage's config from the options of a command; the rest of them is another stage's."""
+    names = {field.name for field in fields(config)}  # type: ignore[arg-type]
+    return config(**{name: value for name, value in given.items() if name in names})
+
+
+def print_result(artifact: Artifact, started: float, as_json: bool) -> None:
+    """What a command made: for people a line, for scripts an object."""
+    manifest = artifact.manifest
+    seconds = round(time.monotonic() - started, 2)
+    result = {
+        "kind": manifest.kind,
+        "path": str(artifact.path),
+        "id": manifest.id,
+        "size_bytes": manifest.size_bytes,
+        "seconds": seconds,
+        **manifest.measured,
+    }
+    if as_json:
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        click.echo(f"{manifest.kind} {manifest.id[:12]} in {artifact.path} ({seconds:.1f} s)")

@@ -1,0 +1,206 @@
+"""The tasks a profile can be written for: what an item looks like, and how it is asked.
+
+In: nothing. Out: `TASKS`, one row per LaMP task, and `custom_task` for items of any other shape.
+The prompts of LaMP tasks are the benchmark's own, to the letter (see docs/tasks.md for the table).
+Adding a task is adding a row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from protos.errors import InputError
+
+Kind = Literal["generation", "classification", "rating"]
+KINDS: tuple[Kind, ...] = ("generation", "classification", "rating")
+
+MOVIE_TAGS = (
+    "sci-fi", "based on a book", "comedy", "action", "twist ending", "dystopia", "dark comedy",
+    "classic", "psychology", "fantasy", "romance", "thought-provoking", "social commentary",
+    "violence", "true story",
+)  # fmt: skip
+NEWS_CATEGORIES = (
+    "food & drink", "sports", "education", "parents", "religion", "travel", "business", "crime",
+    "science & technology", "culture & arts", "entertainment", "politics", "women",
+    "style & beauty", "healthy living",
+)  # fmt: skip
+STARS = ("1", "2", "3", "4", "5")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of item: `input` is what the user had before them, `output` what they made of it.
+
+    prompt: the instruction of a training pair; `{input}` is replaced by the item's input.
+    question: the instruction of a held-out question where it is another (LaMP_1, LaMP_7).
+    input_field, output_field: the fields of a LaMP profile item. An empty `output_field` says that
+        the item is one text, whose beginning becomes the input (LaMP_7).
+    labels: the allowed outputs of a classification or rating task; empty for generation.
+    input_name, output_name: how a few-shot prompt calls the two.
+    """
+
+    name: str
+    kind: Kind
+    prompt: str
+    input_field: str = "input"
+    output_field: str = "output"
+    labels: tuple[str, ...] = ()
+    input_name: str = "Input"
+    output_name: str = "Output"
+    question: str = ""
+
+    def query(self, text: str) -> str:
+        """The instruction for one input, as the phone's model is asked it."""
+        return self.prompt.replace("{input}", text)
+
+    def question_input(self, query: str) -> str:
+        """The part of a LaMP question that is not template, or the whole where it has none."""
+        head, _, tail = (self.question or self.prompt).partition("{input}")
+        matches = query.startswith(head) and query.endswith(tail)
+        return query[len(head) : len(query) - len(tail)] if matches else query
+
+    def shot(self, text: str, output: str) -> str:
+        """One item as a block of a few-shot prompt; both parts on one line each."""
+        one_line, answer = " ".join(text.split()), " ".join(output.split())
+        return f"{self.input_name}: {one_line}\n{self.output_name}: {answer}\n\n"
+
+    def to_config(self) -> dict[str, Any]:
+        """Everything that defines the task, as it stands in a manifest."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "prompt": self.prompt,
+            "question": self.question,
+            "labels": list(self.labels),
+            "input_field": self.input_field,
+            "output_field": self.output_field,
+            "input_name": self.input_name,
+            "output_name": self.output_name,
+        }
+
+
+def task_from_config(config: dict[str, Any]) -> Task:
+    """The inverse of `Task.to_config`."""
+    values: dict[str, Any] = {**config, "labels": tuple(config["labels"])}
+    return Task(**values)
+
+
+def custom_task(name: str, kind: str, prompt: str, labels: tuple[str, ...]) -> Task:
+    """A task of the caller's own, for items in plain JSONL.
+
+    Raises:
+        InputError: `kind` is unknown, `prompt` lacks `{input}`, labels are missing or not wanted.
+    """
+    problems: list[str] = []
+    if kind not in KINDS:
+        problems.append(f"kind is {kind!r}, expected one of {', '.join(KINDS)}")
+    if "{input}" not in prompt:
+        problems.append(f"prompt {prompt!r} does not contain {{input}}")
+    if kind == "classification" and not labels:
+        problems.append("a classification task needs labels")
+    if kind == "generation" and labels:
+        problems.append("a generation task takes no labels")
+    if kind == "rating" and not all(_is_number(label) for label in labels):
+        problems.append(f"labels of a rating task must be numbers, found {', '.join(labels)}")
+    if problems:
+        raise InputError(f"task {name!r}: " + "; ".join(problems))
+    if kind == "rating" and not labels:
+        labels = STARS
+    return Task(name, cast("Kind", kind), prompt, labels=labels)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_ROWS = (
+    Task(
+        name="LaMP_1",
+        kind="generation",
+        prompt="Generate a title for the following abstract of a paper: {input}",
+        question="For an author who has written the paper with the title {input}",
+        input_field="abstract",
+        output_field="title",
+        input_name="Abstract",
+        output_name="Title",
+    ),
+    Task(
+        name="LaMP_2",
+        kind="classification",
+        prompt="Which tag does this movie relate to among the following tags? Just answer with the "
+        f"tag name without further explanation. tags: [{', '.join(MOVIE_TAGS)}] "
+        "description: {input}",
+        input_field="description",
+        output_field="tag",
+        labels=MOVIE_TAGS,
+        input_name="Description",
+        output_name="Tag",
+    ),
+    Task(
+        name="LaMP_2N",
+        kind="classification",
+        prompt="Which category does this article relate to among the following categories? Just "
+        "answer with the category name without further explanation. categories: "
+        f"[{', '.join(NEWS_CATEGORIES)}] article: " + "{input}",
+        input_field="text",
+        output_field="category",
+        labels=NEWS_CATEGORIES,
+        input_name="Article",
+        output_name="Category",
+    ),
+    Task(
+        name="LaMP_3",
+        kind="rating",
+        prompt="What is the score of the following review on a scale of 1 to 5? just answer with "
+        "1, 2, 3, 4, or 5 without further explanation. review: {input}",
+        input_field="text",
+        output_field="score",
+        labels=STARS,
+        input_name="Review",
+        output_name="Score",
+    ),
+    Task(
+        name="LaMP_4",
+        kind="generation",
+        prompt="Generate a headline for the following article: {input}",
+        input_field="text",
+        output_field="title",
+        input_name="Article",
+        output_name="Headline",
+    ),
+    Task(
+        name="LaMP_5",
+        kind="generation",
+        prompt="Generate a title for the following abstract of a paper: {input}",
+        input_field="abstract",
+        output_field="title",
+        input_name="Abstract",
+        output_name="Title",
+    ),
+    Task(
+        name="LaMP_6",
+        kind="generation",
+        prompt="Generate a subject for the following email: {input}",
+        input_field="text",
+        output_field="title",
+        input_name="Email",
+        output_name="Subject",
+    ),
+    Task(
+        name="LaMP_7",
+        kind="generation",
+        prompt="Complete the following tweet: {input}",
+        question="Paraphrase the following tweet without any explanation before or after it: "
+        "{input}",
+        input_field="text",
+        output_field="",
+        input_name="Beginning",
+        output_name="Tweet",
+    ),
+)
+TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
