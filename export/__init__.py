@@ -1,0 +1,1 @@
+"""Lowering a base model and packaging adapters, for the runtimes that phones have."""

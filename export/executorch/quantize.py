@@ -1,0 +1,68 @@
+"""Weight quantization of a base model, in place, before LoRA layers are inserted.
+
+8da4w: every linear layer int4 with one bfloat16 scale per group of `group_size` inputs, activations
+int8 per token at run time; the embedding int8 with one scale per row. XNNPACK rounds scales to
+bfloat16, so they are made in bfloat16: a layer then equals its eager form to 1e-6, else to 5e-3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from export.recipes import Recipe
+from protos.errors import UnsupportedError
+
+
+def quantize(model: nn.Module, recipe: Recipe) -> None:
+    """Replace the weights by what the recipe ships; the eager model then computes with those.
+
+    Raises:
+        UnsupportedError: a layer's inputs are no multiple of the group, so it has no int4 form.
+    """
+    if recipe.quantization is None:
+        return
+    _check_groups(model, recipe.group_size)
+    _untie(model)
+    _quantize_8da4w(model, recipe.group_size)
+
+
+def _check_groups(model: nn.Module, group_size: int) -> None:
+    wrong = [
+        f"{name} has {module.in_features}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.in_features % group_size
+    ]
+    if wrong:
+        raise UnsupportedError(
+            f"int4 needs inputs in multiples of {group_size}: {', '.join(wrong[:4])}"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}; use a float32 recipe"
+        )
+
+
+def _untie(model: nn.Module) -> None:
+    """Give the head its own copy: it becomes int4, while the embedding becomes int8."""
+    language_model = cast("Any", model)
+    head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
+    if head.weight is embedding.weight:
+        head.weight = nn.Parameter(embedding.weight.detach().clone())
+
+
+def _quantize_8da4w(model: nn.Module, group_size: int) -> None:
+    from torchao.quantization.granularity import PerAxis, PerGroup
+    from torchao.quantization.quant_api import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxWeightOnlyConfig,
+        quantize_,
+    )
+
+    linear = Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
+        weight_granularity=PerGroup(group_size),
+        weight_scale_dtype=torch.bfloat16,
+    )
+    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(model, linear, lambda module, _: isinstance(module, nn.Linear))
+    quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))

@@ -1,0 +1,135 @@
+"""A Hugging Face decoder as the module that ExecuTorch's LLM runners call.
+
+    forward(tokens int64 [1, S], input_pos int64 [1]) -> logits float32 [1, V] of the last token
+
+with 1 <= S < context, and the KV cache kept inside between calls (a call at input_pos p overwrites
+positions p..p+S-1 and attends to 0..p+S-1). Attention and cache are `llama::custom_sdpa` and
+`llama::update_cache`, which the runtimes of ExecuTorch ship, in place of the model's own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+_ATTENTION = "pocketune_kv_sdpa"
+
+
+class KvCache(nn.Module):
+    """What the model's attention calls in place of a transformers cache.
+
+    For each layer keys and values, [1, context, kv_heads, head_dim], float32. `start` is the
+    position of the first new token; the wrapper sets it before each call.
+    """
+
+    is_compileable = True
+
+    def __init__(self, config: Any, context_length: int) -> None:
+        super().__init__()
+        heads = config.num_attention_heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        shape = (1, context_length, config.num_key_value_heads, head_dim)
+        self.context_length = context_length
+        self.is_sliding = [False] * config.num_hidden_layers
+        self.layers: list[Any] = []
+        self.start: Any = 0
+        for layer in range(config.num_hidden_layers):
+            self.register_buffer(f"k_cache_{layer}", torch.zeros(shape), persistent=False)
+            self.register_buffer(f"v_cache_{layer}", torch.zeros(shape), persistent=False)
+
+    def update(
+        self, key: torch.Tensor, value: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write key and value, [1, kv_heads, S, head_dim]; gives back the whole caches."""
+        keys = cast("torch.Tensor", getattr(self, f"k_cache_{layer_idx}"))
+        values = cast("torch.Tensor", getattr(self, f"v_cache_{layer_idx}"))
+        torch.ops.llama.update_cache(key.transpose(1, 2), keys, self.start)
+        torch.ops.llama.update_cache(value.transpose(1, 2), values, self.start)
+        return keys, values
+
+    def get_seq_length(self, *_: object, **__: object) -> int:
+        """Zero: the wrapper gives positions, so the model must not count its own."""
+        return 0
+
+    def get_query_offset(self, *_: object, **__: object) -> int:
+        return 0
+
+    def get_mask_sizes(self, *_: object, **__: object) -> tuple[int, int]:
+        return self.context_length, 0
+
+    def get_max_cache_shape(self, *_: object) -> int:
+        return self.context_length
+
+
+class RunnerModule(nn.Module):
+    """The model with its cache, in the calling convention of the module's docstring.
+
+    It takes the model over: its attention is switched to the exported one for good.
+    """
+
+    def __init__(self, model: nn.Module, context_length: int) -> None:
+        super().__init__()
+        _register_attention()
+        cast("Any", model).set_attn_implementation(_ATTENTION)
+        self.model = model
+        self.cache = KvCache(model.config, context_length)
+        self.context_length = context_length
+
+    def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
+        start = cast("int", input_pos[0].item())
+        count = tokens.shape[1]
+        for known in (
+            start >= 0,
+            start + count <= self.context_length,
+            start < self.context_length,
+        ):
+            torch._check(known)  # pyright: ignore[reportPrivateUsage] (its public place)
+        self.cache.start = start
+        output = self.model(
+            input_ids=tokens,
+            position_ids=(torch.arange(count) + start).unsqueeze(0),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            cache_start=start,
+        )
+        return output.logits[:, -1, :]
+
+
+@functools.cache
+def _register_attention() -> None:
+    """Make `llama::custom_sdpa` known to transformers, with no mask: the operator is causal."""
+    from executorch.extension.llm.custom_ops import (
+        custom_ops,  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers the operators)
+    )
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, _no_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    *,
+    cache_start: int,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """One query [1, heads, S, head_dim] against whole caches [1, context, kv_heads, head_dim]."""
+    query = query.transpose(1, 2)
+    attended = torch.ops.llama.custom_sdpa(
+        query, keys, values, cache_start, None, 0.0, True, scaling
+    )
+    return attended, None
+
+
+def _no_mask(*_: object, **__: object) -> None:
+    return None

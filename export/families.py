@@ -1,0 +1,67 @@
+"""Which models the wrapper reproduces exactly; the others are refused by name.
+
+A family is added when a test holds its lowered program against eager PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protos.base_model import BaseModel
+from protos.errors import InputError, UnsupportedError
+
+ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+DEFAULT_CONTEXT = 2048
+MIN_CONTEXT = 64
+"""A golden's continuation takes 32 positions, and a prompt has to fit before it."""
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def check_family(base: BaseModel) -> None:
+    """Refuse what cannot be exported exactly.
+
+    Raises:
+        UnsupportedError: the message names everything that is missing.
+    """
+    config = base.config
+    missing: list[str] = []
+    if base.architecture not in ARCHITECTURES:
+        missing.append(f"architecture {base.architecture} (known: {', '.join(ARCHITECTURES)})")
+    if _slides(config):
+        missing.append("sliding window attention")
+    rope = _rope_type(config)
+    if rope in _LENGTH_DEPENDENT_ROPE:
+        missing.append(f"rope type {rope!r}, which depends on the length of the text")
+    if config.get("quantization_config"):
+        missing.append("weights that are quantized already; export the float model")
+    if missing:
+        raise UnsupportedError(f"{base.directory}: cannot be exported: {'; '.join(missing)}")
+
+
+def choose_context(base: BaseModel, wanted: int | None) -> int:
+    """Positions that the program's KV cache holds: `wanted`, else the model's up to 2048.
+
+    Raises:
+        UnsupportedError: more than the model was made for. InputError: too few for the goldens.
+    """
+    chosen = min(base.max_context, DEFAULT_CONTEXT) if wanted is None else wanted
+    if chosen > base.max_context:
+        raise UnsupportedError(
+            f"context length {chosen} is more than the {base.max_context} positions of {base.name}"
+        )
+    if chosen < MIN_CONTEXT:
+        raise InputError(f"context length {chosen} is too short, at least {MIN_CONTEXT} is needed")
+    return chosen
+
+
+def _slides(config: dict[str, Any]) -> bool:
+    """Qwen's configs name a window that `use_sliding_window` leaves unused."""
+    window = config.get("sliding_window")
+    used = config.get("use_sliding_window", window is not None)
+    return bool(window and used) or "sliding_attention" in (config.get("layer_types") or [])
+
+
+def _rope_type(config: dict[str, Any]) -> str | None:
+    """In transformers 5 it is `rope_parameters`, before it was `rope_scaling` with `type`."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return rope.get("rope_type", rope.get("type"))

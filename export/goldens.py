@@ -1,0 +1,236 @@
+"""Making the goldens of a base and of an adapter (format: `protos/golden.py`).
+
+In: reference models and prompts. Out: a `Golden`. Rungs, each eager PyTorch:
+    peft        the float32 base; PEFT itself for "on", so our own LoRA layers are not their judge
+    merged      PEFT's own merge into the float32 base
+    fake_quant  the quantized base with our LoRA layers; for a merged bundle, merged and quantized
+Models are made one after the other, so that few are in memory at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from export.executorch.layout import Arrays
+from export.executorch.lora import fill, insert_lora
+from export.executorch.quantize import quantize
+from export.libraries import quiet
+from export.prompts import CONTINUATION
+from export.recipes import Recipe
+from export.reference import Recorder, continuations, forward_of
+from protos.artifacts import tool_versions
+from protos.base_model import BaseModel, load_model
+from protos.errors import UnsupportedError
+from protos.golden import Golden, GoldenPrompt, NoiseFloor, Rung
+from protos.progress import Progress, silent
+
+SEED = 0
+_MERGE_TOLERANCE = 1e-3
+"""Largest |logit difference| between PEFT and its merge; measured: below 1e-5 on trained models."""
+_FOLD_TOLERANCE = 1e-5
+"""Largest relative difference of an element of a folded B."""
+
+
+@dataclass(frozen=True)
+class GoldenMaker:
+    """What all goldens of one export have in common. prompts: still without continuations."""
+
+    base: BaseModel
+    recipe: Recipe
+    prompts: Sequence[GoldenPrompt]
+    progress: Progress = silent
+
+    def load(self) -> nn.Module:
+        """The float32 base, afresh."""
+        return load_model(self.base, torch.float32)
+
+    def load_quantized(self) -> nn.Module:
+        """The base with the weights that the recipe ships."""
+        model = self.load()
+        quantize(model, self.recipe)
+        return model
+
+    def continued(self, model: nn.Module) -> list[GoldenPrompt]:
+        """The prompts with what the float reference goes on with."""
+        ids = continuations(model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size)
+        return [
+            dataclasses.replace(prompt, continuation=continuation)
+            for prompt, continuation in zip(self.prompts, ids, strict=True)
+        ]
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.base.config["vocab_size"])
+
+    def recorder(self, prompts: Sequence[GoldenPrompt]) -> Recorder:
+        return Recorder([[*p.ids, *p.continuation] for p in prompts], self.vocab_size)
+
+    def golden(
+        self,
+        prompts: Sequence[GoldenPrompt],
+        recorder: Recorder,
+        rungs: dict[str, Rung],
+        noise: NoiseFloor,
+    ) -> Golden:
+        return Golden(
+            prompts=list(prompts),
+            ids=recorder.ids,
+            full_rows=recorder.full_rows,
+            rungs=rungs,
+            noise_floor=noise,
+            thresholds=dict(self.recipe.thresholds),
+            seed=SEED,
+            versions=tool_versions(),
+        )
+
+
+def base_golden(make: GoldenMaker) -> Golden:
+    """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
+    model = make.load()
+    make.progress("the base's answers", 0.0)
+    prompts = make.continued(model)
+    recorder = make.recorder(prompts)
+    (plain,) = recorder.record_float([forward_of(model)])
+    make.progress("the quantized base's answers", 0.5)
+    shipped, noise = recorder.record_with_noise(make.load_quantized(), SEED)
+    return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
+
+
+def adapter_golden(make: GoldenMaker, adapter: Path, folded: Arrays, rank: int) -> Golden:
+    """Goldens of a separate adapter.
+
+    folded: slot name -> array, as the phone gets them; they are held against PEFT's own change.
+
+    Raises:
+        UnsupportedError: PEFT changes a weight in another way than the folded tensors do.
+    """
+    tuned = load_peft(make.load(), adapter)
+    check_fold(tuned, folded)
+    prompts, recorder, rungs = _float_rungs(make, tuned, adapter)
+    make.progress("the quantized base's answers", 0.6)
+    model = make.load_quantized()
+    if make.recipe.quantization is None:
+        rungs["fake_quant.off"] = rungs["peft.off"]
+    else:
+        rungs["fake_quant.off"] = recorder.record(forward_of(model))
+    tensors = {name: torch.from_numpy(array) for name, array in folded.items()}
+    fill(insert_lora(model, rank), tensors)
+    rungs["fake_quant.on"], noise = recorder.record_with_noise(model, SEED)
+    return make.golden(prompts, recorder, rungs, noise)
+
+
+def merged_golden(make: GoldenMaker, adapter: Path) -> Golden:
+    """Goldens of a merged bundle: its fake_quant.on is merged first, then quantized.
+
+    Raises:
+        UnsupportedError: PEFT cannot merge this adapter without changing its answers.
+    """
+    prompts, recorder, rungs = _float_rungs(make, load_peft(make.load(), adapter), adapter)
+    make.progress("the quantized models' answers", 0.6)
+    if make.recipe.quantization is None:
+        rungs["fake_quant.off"] = rungs["peft.off"]
+    else:
+        rungs["fake_quant.off"] = recorder.record(forward_of(make.load_quantized()))
+    shipped = merge(load_peft(make.load(), adapter), adapter)
+    quantize(shipped, make.recipe)
+    rungs["fake_quant.on"], noise = recorder.record_with_noise(shipped, SEED)
+    return make.golden(prompts, recorder, rungs, noise)
+
+
+def _float_rungs(
+    make: GoldenMaker, tuned: Any, adapter: Path
+) -> tuple[list[GoldenPrompt], Recorder, dict[str, Rung]]:
+    """The rungs of peft and merged, off and on; `tuned` is used up.
+
+    The continuations come from the merged model: it says the same and decodes twice as fast.
+    """
+    make.progress("the adapted model's answers", 0.0)
+    prompts = make.continued(merge(tuned, adapter))
+    tuned = load_peft(make.load(), adapter)
+    recorder = make.recorder(prompts)
+
+    def without(ids: torch.Tensor) -> torch.Tensor:
+        with tuned.disable_adapter():
+            return forward_of(tuned)(ids)
+
+    make.progress("PEFT's answers", 0.2)
+    off, on = recorder.record_float([without, forward_of(tuned)])
+    make.progress("the merged model's answers", 0.4)
+    merged = recorder.record(forward_of(merge(tuned, adapter)))
+    _check_merge(on, merged)
+    # Without the adapter the merged model is the base itself: the same answers, not run again.
+    return (
+        prompts,
+        recorder,
+        {"peft.off": off, "peft.on": on, "merged.off": off, "merged.on": merged},
+    )
+
+
+def load_peft(model: nn.Module, adapter: Path) -> Any:
+    """A PEFT model of a base and the adapter in a directory, in evaluation mode.
+
+    Raises:
+        UnsupportedError: PEFT itself cannot load it.
+    """
+    from peft import PeftModel
+
+    try:
+        with quiet():
+            tuned = PeftModel.from_pretrained(cast("Any", model), str(adapter), torch_device="cpu")
+            return tuned.eval()
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        line = " ".join(str(error).split())[:300]
+        raise UnsupportedError(f"{adapter}: PEFT cannot load it onto this base: {line}") from None
+
+
+def merge(tuned: Any, adapter: Path) -> nn.Module:
+    """PEFT's own merge, in float32; `tuned` is used up.
+
+    Raises:
+        UnsupportedError: it has no merge for this kind of adapter.
+    """
+    try:
+        return tuned.merge_and_unload(safe_merge=False).eval()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise UnsupportedError(f"{adapter}: PEFT cannot merge it: {error}") from None
+
+
+def check_fold(tuned: Any, folded: Arrays) -> None:
+    """Hold every folded pair against what PEFT loaded and the scale that it computes itself.
+
+    Raises:
+        UnsupportedError: they differ; this PEFT does something that `peft_adapter` does not know.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    inner = tuned.get_base_model()
+    for module in dict.fromkeys(name.rpartition(".")[0] for name in folded):
+        down, up = (torch.from_numpy(folded[f"{module}.lora_{side}"]) for side in "AB")
+        layer = inner.get_submodule(module)
+        rank = layer.r["default"] if isinstance(layer, LoraLayer) else 0
+        same = not up[:, rank:].any()
+        if rank:
+            scaled = cast("Any", layer.lora_B["default"]).weight * layer.scaling["default"]
+            same &= torch.equal(down[:rank], cast("Any", layer.lora_A["default"]).weight)
+            same &= torch.allclose(up[:, :rank], scaled, rtol=_FOLD_TOLERANCE, atol=0.0)
+        if not same:
+            raise UnsupportedError(
+                f"{module}: PEFT's weight change differs from the exported one; this adapter uses "
+                "something that a separate adapter cannot represent"
+            )
+
+
+def _check_merge(peft: Rung, merged: Rung) -> None:
+    off = abs(peft.logits - merged.logits).max()
+    if not off <= _MERGE_TOLERANCE * max(1.0, abs(peft.logits).max()):
+        raise UnsupportedError(
+            f"PEFT's merged model differs from its adapter by {off:.2g} in a logit: it has "
+            "no exact merged form"
+        )

@@ -1,0 +1,88 @@
+"""Recipes: how a model is lowered, and what parity asks of the result. Data, no code.
+
+A recipe's name is backend-variant. Its thresholds go into every golden made with it, so that a
+runtime needs no recipe to judge. They are compared with the numbers of `pocketune parity`:
+
+    lowering_max_abs        largest |logit difference| to the eager model of the same weights
+    lowering_top1           share of positions with the same most likely token
+    lowering_kl_mean        nats; with `lowering_noise_factor` the larger of this and factor x floor
+    lowering_noise_factor   how many times the golden's noise floor the mean KL may reach
+    effect_cosine           direction of (adapted - base) logits, device against PEFT
+    effect_norm_low, _high  length of the same vectors, device over PEFT
+    quantization_kl_mean    nats between quantized and float; generous, it informs about quality
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from protos.errors import InputError
+
+_EFFECT_NORM = {"effect_norm_low": 0.8, "effect_norm_high": 1.25}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to lower a model.
+
+    quantization: None for float32 weights, else the scheme's name. group_size: weights that share
+    a scale, 0 without quantization. thresholds: see the module's docstring.
+    """
+
+    name: str
+    backend: str
+    description: str
+    quantization: str | None
+    group_size: int
+    thresholds: Mapping[str, float]
+    notes: str
+
+
+RECIPES: Mapping[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="executorch-xnnpack-fp32",
+            backend="executorch-xnnpack",
+            description="float32 weights, the CPU of Android and iOS; exact, four times the size",
+            quantization=None,
+            group_size=0,
+            thresholds={
+                "lowering_max_abs": 1e-4,
+                "lowering_top1": 1.0,
+                "lowering_kl_mean": 1e-3,
+                "effect_cosine": 0.99,
+                **_EFFECT_NORM,
+            },
+            notes="tied embeddings are stored twice: once to look up, once to multiply",
+        ),
+        Recipe(
+            name="executorch-xnnpack-8da4w",
+            backend="executorch-xnnpack",
+            description="int4 weights in groups of 32, int8 activations, int8 embedding",
+            quantization="8da4w",
+            group_size=32,
+            thresholds={
+                "lowering_top1": 0.99,
+                "lowering_kl_mean": 1e-3,
+                "lowering_noise_factor": 2.0,
+                "effect_cosine": 0.9,
+                **_EFFECT_NORM,
+                "quantization_kl_mean": 0.5,
+            },
+            notes="bfloat16 scales, as XNNPACK rounds them; LoRA stays float32",
+        ),
+    )
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of that name.
+
+    Raises:
+        InputError: there is none; the message lists those that exist.
+    """
+    if name not in RECIPES:
+        raise InputError(f"recipe {name!r} is unknown; the known ones are {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,210 @@
+"""Running a reference model over the golden prompts: greedy continuations and recorded logits.
+
+Models here are eager PyTorch with transformers' own attention, never the exported wrapper. Prompts
+of like length go through together, padded on the right: attention is causal, so padding cannot
+reach a token. Legend: N prompts of a group, L its longest, V vocabulary, K kept ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from protos.golden import TOP, Floats, Ints, NoiseFloor, Rung
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""ids [N, L] -> logits [N, L, V]."""
+_MAX_LOGITS = 2**26
+"""Logits held at once, 256 MB in float32."""
+_FULL_ROWS = 8
+_NOISE = 1e-6
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that run together. ids: [N, L]. real: [N, L], False on padding. rows: the golden's
+    row of every real position, in order.
+    """
+
+    members: list[int]
+    ids: torch.Tensor
+    real: torch.Tensor
+    rows: torch.Tensor
+
+
+def grouped(sequences: Sequence[Sequence[int]], vocab_size: int) -> list[Group]:
+    """Sequences by length, as many at once as memory and little padding allow."""
+    first_row = np.cumsum([0, *(len(s) for s in sequences)])
+    groups: list[list[int]] = []
+    for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
+        length = len(sequences[index])
+        open_group = groups[-1] if groups else []
+        padded = (len(open_group) + 1) * length
+        alike = bool(open_group) and length <= 2 * len(sequences[open_group[0]]) + 128
+        if alike and padded * vocab_size <= _MAX_LOGITS:
+            open_group.append(index)
+        else:
+            groups.append([index])
+    return [_group(members, sequences, first_row) for members in groups]
+
+
+def _group(members: list[int], sequences: Sequence[Sequence[int]], first_row: Any) -> Group:
+    longest = max(len(sequences[i]) for i in members)
+    ids = torch.zeros((len(members), longest), dtype=torch.long)
+    for place, index in enumerate(members):
+        ids[place, : len(sequences[index])] = torch.tensor(sequences[index])
+    lengths = torch.tensor([len(sequences[i]) for i in members])
+    rows = [int(first_row[i]) + t for i in members for t in range(len(sequences[i]))]
+    return Group(members, ids, torch.arange(longest) < lengths[:, None], torch.tensor(rows))
+
+
+def forward_of(model: nn.Module) -> Forward:
+    """A model's logits without a cache."""
+    return lambda ids: model(input_ids=ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def continuations(
+    model: nn.Module, prompts: Sequence[Sequence[int]], steps: int, vocab_size: int
+) -> list[list[int]]:
+    """The `steps` most likely ids after each prompt, one by one; an end token does not stop it."""
+    result: list[list[int]] = [[] for _ in prompts]
+    for group in grouped(prompts, vocab_size):
+        for member, ids in zip(group.members, _greedy(model, group, steps), strict=True):
+            result[member] = ids
+    return result
+
+
+def _greedy(model: nn.Module, group: Group, steps: int) -> list[list[int]]:
+    """With the cache: new ids stand behind the padding, which the mask hides."""
+    lengths = group.real.sum(1)
+    mask = group.real.long()
+    output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
+    token = output.logits[torch.arange(len(lengths)), lengths - 1].argmax(-1)
+    tokens = [token]
+    for step in range(steps - 1):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        output = model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=(lengths + step)[:, None],
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
+        token = output.logits[:, -1].argmax(-1)
+        tokens.append(token)
+    return torch.stack(tokens, dim=1).tolist()
+
+
+class Recorder:
+    """Runs references over one golden's sequences and keeps what the golden holds of them.
+
+    ids: [rows, K], chosen by `record_float`, which comes first.
+    """
+
+    def __init__(self, sequences: Sequence[Sequence[int]], vocab_size: int) -> None:
+        self.groups = grouped(sequences, vocab_size)
+        self.vocab_size = vocab_size
+        self.rows = sum(len(sequence) for sequence in sequences)
+        self.full_rows = np.unique(np.linspace(0, self.rows - 1, _FULL_ROWS).astype(np.int32))
+        self.ids: Ints = np.zeros((self.rows, min(TOP, vocab_size)), np.int32)
+
+    @torch.no_grad()
+    def record_float(self, references: Sequence[Forward]) -> list[Rung]:
+        """The float references (adapter off, and on where there is one), side by side: the ids that
+        are kept are those with the highest elementwise maximum of their logits.
+        """
+        rungs = [self._empty() for _ in references]
+        for group in self.groups:
+            logits = [self._rows(forward, group) for forward in references]
+            highest = torch.stack(logits).amax(0).topk(self.ids.shape[1]).indices
+            self.ids[group.rows.numpy()] = highest.numpy()
+            for rung, values in zip(rungs, logits, strict=True):
+                self._keep(rung, group, values)
+        return rungs
+
+    @torch.no_grad()
+    def record(self, forward: Forward) -> Rung:
+        """What one reference says at the ids chosen before."""
+        rung = self._empty()
+        for group in self.groups:
+            self._keep(rung, group, self._rows(forward, group))
+        return rung
+
+    @torch.no_grad()
+    def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
+        """A reference, and itself again with its embeddings changed by a relative 1e-6."""
+        rung, noisy, divergence = self._empty(), self._empty(), np.zeros(self.rows)
+        largest = 0.0
+        generator = torch.Generator().manual_seed(seed)
+        for group in self.groups:
+            clean = self._rows(forward_of(model), group)
+            changed = self._rows(_perturbed(model, generator), group)
+            self._keep(rung, group, clean)
+            self._keep(noisy, group, changed)
+            divergence[group.rows.numpy()] = _kl(clean, changed).numpy()
+            largest = max(largest, float((clean - changed).abs().max()))
+        return rung, NoiseFloor(
+            kl_mean=float(divergence.mean()),
+            kl_max=float(divergence.max()),
+            top1=float((rung.argmax == noisy.argmax).mean()),
+            max_abs=largest,
+            norm=float(np.linalg.norm((rung.logits - noisy.logits).astype(np.float64))),
+        )
+
+    def _rows(self, forward: Forward, group: Group) -> torch.Tensor:
+        """Logits of the real positions, [rows of the group, V], float32."""
+        return forward(group.ids)[group.real].float()
+
+    def _empty(self) -> Rung:
+        return Rung(
+            logits=np.zeros(self.ids.shape, np.float32),
+            logsumexp=np.zeros(self.rows, np.float32),
+            argmax=np.zeros(self.rows, np.int32),
+            full=np.zeros((len(self.full_rows), self.vocab_size), np.float32),
+        )
+
+    def _keep(self, rung: Rung, group: Group, logits: torch.Tensor) -> None:
+        rows = group.rows.numpy()
+        kept = torch.from_numpy(self.ids[rows]).long()
+        rung.logits[rows] = logits.gather(1, kept).numpy()
+        rung.logsumexp[rows] = logits.logsumexp(1).numpy()
+        rung.argmax[rows] = logits.argmax(1).numpy()
+        places = np.flatnonzero(np.isin(rows, self.full_rows))
+        order = np.searchsorted(self.full_rows, rows[places])
+        rung.full[order] = cast("Floats", logits[torch.from_numpy(places)].numpy())
+
+
+def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of each row's distributions, nats; rounding below zero is cut."""
+    log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).double().clamp_min(0.0)
+
+
+def _perturbed(model: nn.Module, generator: torch.Generator) -> Forward:
+    """The model with every embedding times (1 + 1e-6 x standard normal)."""
+
+    def change(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
+        return output * (1 + _NOISE * torch.randn(output.shape, generator=generator))
+
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        embedding = cast("Any", model).get_input_embeddings()
+        with _hooked(embedding, change):
+            return model(input_ids=ids, use_cache=False).logits
+
+    return forward
+
+
+@contextlib.contextmanager
+def _hooked(module: nn.Module, hook: Any) -> Generator[None]:
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

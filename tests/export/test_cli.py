@@ -1,0 +1,128 @@
+"""The commands, and inputs that are refused before anything is lowered."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from export.cli import export
+from export.prompts import read_prompts
+from protos.errors import InputError, PocketuneError, UnsupportedError
+from protos.golden import read_golden
+
+
+def refused(*arguments: object) -> PocketuneError:
+    result = CliRunner().invoke(export, [str(argument) for argument in arguments])
+    assert isinstance(result.exception, PocketuneError), result.exception
+    return result.exception
+
+
+@pytest.fixture
+def altered(llama, tmp_path):
+    """A copy of the Llama base with other options in its config."""
+
+    def make(**options):
+        copy = tmp_path / "base"
+        shutil.copytree(llama, copy)
+        config = json.loads((copy / "config.json").read_text()) | options
+        (copy / "config.json").write_text(json.dumps(config))
+        return copy
+
+    return make
+
+
+def test_recipes_are_listed():
+    rows = json.loads(CliRunner().invoke(export, ["recipes", "--json"]).stdout)
+    assert [row["name"] for row in rows] == ["executorch-xnnpack-fp32", "executorch-xnnpack-8da4w"]
+    assert rows[1]["thresholds"]["effect_cosine"] == 0.9
+
+
+@pytest.mark.parametrize("command", ["base", "adapter", "merged", "recipes"])
+def test_help_has_an_example(command):
+    result = CliRunner().invoke(export, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"Example: pocketune export {command}" in result.stdout
+
+
+def test_commands_import_nothing_large():
+    large = "{'torch', 'numpy', 'transformers'}"
+    code = f"import sys, export.cli; print(sorted({large} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_adapter_command_writes_a_bundle(llama, llama_bundle, users, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "Mayor opens new bridge"}\n')
+    result = CliRunner().invoke(
+        export,
+        ["adapter", str(users[0][0]), "--base", str(llama), "--bundle", str(llama_bundle.path),
+         "--out", str(tmp_path / "out"), "--prompts", str(prompts), "--json"],
+        catch_exceptions=False,
+    )  # fmt: skip
+    told = json.loads(result.stdout)
+    files = told["files"]
+    assert told["measured"]["wire_bytes"] == files["program.pte"] + files["adapter.ptd"]
+    assert told["measured"]["adapter_seconds"] < 1.0
+    assert read_golden(tmp_path / "out").prompts[0].content == "Mayor opens new bridge"
+
+
+def test_unknown_recipe_names_the_known_ones(llama, tmp_path):
+    error = refused("base", "--base", llama, "--out", tmp_path / "o", "--recipe", "coreml")
+    assert isinstance(error, InputError)
+    assert "executorch-xnnpack-fp32, executorch-xnnpack-8da4w" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"architectures": ["GPT2LMHeadModel", "MistralForCausalLM"][1:]}, "MistralForCausalLM"),
+        ({"sliding_window": 64}, "sliding window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
+        ({"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"),
+        ({"quantization_config": {"bits": 4}}, "quantized already"),
+    ],
+)
+def test_models_that_cannot_be_exact_are_refused_by_name(options, named, altered, tmp_path):
+    error = refused("base", "--base", altered(**options), "--out", tmp_path / "o")
+    assert isinstance(error, UnsupportedError)
+    assert named in str(error)
+    assert not (tmp_path / "o").exists()
+
+
+def test_context_longer_than_the_models_is_refused(llama, tmp_path):
+    error = refused("base", "--base", llama, "--out", tmp_path / "o", "--context-length", 4096)
+    assert isinstance(error, UnsupportedError)
+    assert "4096 is more than the 128 positions" in str(error)
+
+
+def test_inputs_that_fit_no_group_are_refused_by_name(tiny_base, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    base = tmp_path / "odd"
+    shutil.copytree(tiny_base, base)
+    config = LlamaConfig.from_pretrained(base)
+    config.intermediate_size = 72
+    LlamaForCausalLM(config).save_pretrained(base)
+    error = refused("base", "--base", base, "--out", tmp_path / "o")
+    assert isinstance(error, UnsupportedError)
+    assert "model.layers.0.mlp.down_proj has 72" in str(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b'{"prompt": "a"}\nnonsense\n', "line 2: not JSON"),
+        (b'{"prompt": 3}\n', "line 1: no text under 'prompt'"),
+        (b'{"prompt": "\xff"}\n', "not UTF-8 at byte 12"),
+    ],
+)
+def test_malformed_prompts_name_file_and_line(content, named, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=named):
+        read_prompts(path)

@@ -1,0 +1,92 @@
+"""Goldens: complete, consistent between rungs, and equal to what transformers generates itself."""
+
+import numpy as np
+import pytest
+import torch
+
+from export.prompts import CONTINUATION
+from protos.base_model import load_model, load_tokenizer, open_base, prompt_ids, render
+from protos.golden import TOP, read_golden
+
+
+@pytest.fixture(scope="module")
+def golden(users):
+    return read_golden(users[0][1].path)
+
+
+def test_set_holds_the_tasks_prompts_and_every_edge_case(llama_bundle):
+    golden = read_golden(llama_bundle.path)
+    names = [prompt.name for prompt in golden.prompts]
+    assert len(names) >= 16
+    assert golden.prompts[0].content == "Generate a headline: fog."
+    assert {"one-token", "context-end", "chinese", "arabic", "code-emoji"} <= set(names)
+    end = next(prompt for prompt in golden.prompts if prompt.name == "context-end")
+    assert end.length == 128
+    assert all(len(prompt.continuation) == CONTINUATION for prompt in golden.prompts)
+    assert sorted(golden.rungs) == ["fake_quant.off", "peft.off"]
+
+
+def test_ids_are_those_that_training_sees(llama, golden):
+    tokenizer = load_tokenizer(open_base(str(llama)))
+    for prompt in golden.prompts:
+        assert prompt.ids == prompt_ids(tokenizer, prompt.content)
+        assert prompt.rendered == render(tokenizer, prompt.content)
+
+
+def test_continuation_is_what_transformers_generates(llama, users, golden):
+    from peft import PeftModel
+
+    model = load_model(open_base(str(llama)), torch.float32)
+    tuned = PeftModel.from_pretrained(model, str(users[0][0])).eval()
+    for prompt in golden.prompts[::3]:
+        ids = torch.tensor([prompt.ids])
+        new = tuned.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+            min_new_tokens=0, max_new_tokens=CONTINUATION, eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+        assert new[0, len(prompt.ids) :].tolist() == prompt.continuation
+
+
+def test_rungs_hold_pefts_logits_row_by_row(llama, users, golden, peft_logits):
+    start = 0
+    for prompt in golden.prompts:
+        ids, rows = [*prompt.ids, *prompt.continuation], slice(start, start + prompt.length)
+        start += prompt.length
+        for rung, adapter in (("peft.off", None), ("peft.on", users[0][0])):
+            logits, kept = peft_logits(llama, adapter, ids), golden.rungs[rung]
+            expected = logits.gather(1, torch.from_numpy(golden.ids[rows]).long()).numpy()
+            assert np.abs(kept.logits[rows] - expected).max() <= 2e-5
+            assert np.abs(kept.logsumexp[rows] - logits.logsumexp(-1).numpy()).max() <= 2e-5
+            assert (kept.argmax[rows] == logits.argmax(-1).numpy()).mean() >= 0.99
+            for row in set(golden.full_rows.tolist()) & set(range(rows.start, rows.stop)):
+                place = golden.full_rows.tolist().index(row)
+                assert np.abs(kept.full[place] - logits[row - rows.start].numpy()).max() <= 2e-5
+
+
+def test_rungs_agree_where_they_must(golden):
+    rungs = golden.rungs
+    assert np.array_equal(rungs["merged.off"].logits, rungs["peft.off"].logits)
+    for rung in ("merged.on", "fake_quant.on"):  # float32: nothing is quantized
+        assert np.abs(rungs[rung].logits - rungs["peft.on"].logits).max() <= 1e-5 * 10
+    assert np.abs(rungs["peft.on"].logits - rungs["peft.off"].logits).max() > 0.1
+
+
+def test_kept_ids_are_the_highest_of_both_float_references(golden):
+    rows = np.arange(len(golden.ids))
+    assert golden.ids.shape[1] == TOP
+    assert all(len(set(row.tolist())) == TOP for row in golden.ids)
+    for rung in ("peft.off", "peft.on"):
+        assert (golden.ids == golden.rungs[rung].argmax[:, None]).any(1).all()
+        highest = golden.rungs[rung].logits.max(1)
+        place = (golden.ids == golden.rungs[rung].argmax[:, None]).argmax(1)
+        assert np.array_equal(golden.rungs[rung].logits[rows, place], highest)
+
+
+def test_noise_floor_is_small_and_larger_when_quantized(golden, qwen3_bundle):
+    quantized = read_golden(qwen3_bundle.path)
+    assert 0 < golden.noise_floor.max_abs < 1e-3
+    assert golden.noise_floor.kl_mean < 1e-6
+    assert golden.noise_floor.top1 > 0.99
+    assert quantized.noise_floor.norm > golden.noise_floor.norm
+    assert "lowering_max_abs" in golden.thresholds
+    assert "lowering_max_abs" not in quantized.thresholds

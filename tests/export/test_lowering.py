@@ -1,0 +1,138 @@
+"""Lowered programs in ExecuTorch's runtime against PEFT and transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from export.base import export_base
+from export.executorch.layout import read_layout
+from export.merged import export_merged
+from protos.golden import read_golden
+
+IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140]
+
+
+def test_two_users_alive_at_once_each_match_their_own_peft_model(
+    llama, llama_bundle, users, device, peft_logits
+):
+    phones = [device(llama_bundle, bundle) for _, bundle in users]
+    expected = [peft_logits(llama, adapter, IDS)[7:] for adapter, _ in users]
+    got = [[], []]
+    for at in range(len(IDS) - 7):  # interleaved: each call goes to the other phone
+        for user, phone in enumerate(phones):
+            ids, position = (IDS[:8], 0) if at == 0 else ([IDS[7 + at]], 7 + at)
+            got[user].append(phone(ids, position))
+    for user in (0, 1):
+        mine, other = expected[user], expected[1 - user]
+        logits = torch.stack(got[user])
+        assert (logits - mine).abs().max() <= 1e-4
+        assert torch.equal(logits.argmax(-1), mine.argmax(-1))
+        assert (logits - other).abs().max() > 0.5
+
+
+def test_base_with_a_zero_adapter_equals_the_base(llama, llama_bundle, base_device, peft_logits):
+    logits = base_device(llama_bundle).logits(IDS, prefill=8)
+    assert (logits - peft_logits(llama, None, IDS)[7:]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("prefill", [1, 3, 19])
+def test_any_split_into_prefill_and_decode_gives_the_same(
+    prefill, llama, llama_bundle, users, device, peft_logits
+):
+    adapter, bundle = users[0]
+    logits = device(llama_bundle, bundle).logits(IDS, prefill)
+    assert (logits - peft_logits(llama, adapter, IDS)[prefill - 1 :]).abs().max() <= 1e-4
+
+
+def test_quantized_program_matches_eager_of_the_same_weights(qwen3_bundle, base_device):
+    golden = read_golden(qwen3_bundle.path)
+    rung, phone, start = golden.rungs["fake_quant.off"], base_device(qwen3_bundle), 0
+    largest, agree, rows = 0.0, 0, 0
+    for prompt in golden.prompts:
+        end = start + prompt.length
+        logits = phone.logits([*prompt.ids, *prompt.continuation], len(prompt.ids))
+        first = start + len(prompt.ids) - 1
+        kept = logits.gather(1, torch.from_numpy(golden.ids[first:end]).long()).numpy()
+        largest = max(largest, float(np.abs(kept - rung.logits[first:end]).max()))
+        agree += int((logits.argmax(-1).numpy() == rung.argmax[first:end]).sum())
+        rows, start = rows + end - first, end
+    assert rows > 500
+    assert agree / rows >= 0.99
+    assert largest < 0.25  # a random model amplifies rounding; the trained one is judged by parity
+
+
+def test_merged_dora_matches_peft(qwen3, make_adapter, device, peft_logits, tmp_path, monkeypatch):
+    adapter = make_adapter(qwen3, 5, use_dora=True)
+    bundle = export_merged(
+        adapter, tmp_path / "m", "executorch-xnnpack-fp32", base=str(qwen3), trust_base=True
+    )
+    logits = device(bundle).logits(IDS, prefill=5)
+    assert (logits - peft_logits(qwen3, adapter, IDS)[4:]).abs().max() <= 1e-4
+    assert json.loads(bundle.file("adapter.json").read_text())["layout"] == "merged"
+    golden = read_golden(bundle.path)
+    assert np.abs(golden.rungs["merged.on"].logits - golden.rungs["peft.on"].logits).max() <= 1e-5
+
+
+def test_program_tells_the_runner_what_it_needs(llama_bundle, base_device):
+    module = base_device(llama_bundle).module
+    assert module.run_method("get_max_seq_len", ()) == [128]
+    assert module.run_method("get_eos_ids", ()) == [2]
+    assert module.run_method("get_bos_id", ()) == [1]
+    assert module.run_method("use_kv_cache", ()) == [True]
+
+
+def test_every_template_key_occurs_once_and_no_key_is_shared(llama_bundle, users):
+    template = llama_bundle.file("program.pte").read_bytes()
+    layout = read_layout(llama_bundle.file("layout.json"))
+    assert len(layout.slots) == 2 * 7 * 2
+    keys = [{slot.key for slot in layout.slots}]
+    for slot in layout.slots:
+        assert template.count(slot.key.encode()) == 1
+        assert template.index(slot.key.encode()) == slot.offset
+    for _, bundle in users:
+        slots = json.loads(bundle.file("adapter.json").read_text())["slots"]
+        program = bundle.file("program.pte").read_bytes()
+        assert len(program) == len(template)
+        assert all(program.count(slot["key"].encode()) == 1 for slot in slots)
+        assert all(slot.key.encode() not in program for slot in layout.slots)
+        keys.append({slot["key"] for slot in slots})
+    assert len(set().union(*keys)) == 3 * len(layout.slots)
+
+
+def test_finished_bundle_is_not_made_again(llama, llama_bundle):
+    before = (llama_bundle.path / "manifest.json").stat().st_mtime_ns
+    again = export_base(
+        str(llama), llama_bundle.path, "executorch-xnnpack-fp32", rank=4,
+        prompts=["Generate a headline: fog."],
+    )  # fmt: skip
+    assert again.id == llama_bundle.id
+    assert (llama_bundle.path / "manifest.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_qwen2_with_its_biases_matches_transformers(tiny_base, tmp_path, base_device, peft_logits):
+    import shutil
+
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    base = tmp_path / "qwen2"
+    shutil.copytree(tiny_base, base)
+    # Qwen2's tokenizer class adds an end token of its own.
+    vocab = json.loads((base / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(3)
+    config = Qwen2Config(
+        vocab_size=vocab + 8, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+        eos_token_id=2, bos_token_id=1,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(base)
+    bundle = export_base(str(base), tmp_path / "b", "executorch-xnnpack-fp32", rank=2)
+    logits = base_device(bundle).logits(IDS, prefill=8)
+    assert (logits - peft_logits(base, None, IDS)[7:]).abs().max() <= 1e-4
