@@ -1,0 +1,1 @@
+"""The reference runtime: opens bundles as a phone does, answers, and measures parity."""

@@ -1,0 +1,216 @@
+"""Bundles, opened and checked for what ExecuTorch itself never checks.
+
+In: BaseBundle and AdapterBundle directories. Out: the files to load, known to belong together:
+every digest is checked, then `fit` compares what the digests cannot tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mobile_runtime.fit import (
+    fit_problems,
+    foundation_problems,
+    program_problems,
+    slot_problems,
+    tensor_problems,
+)
+from mobile_runtime.ptd import Tensor, read_ptd
+from protos.artifacts import Artifact, open_artifact, read_json
+from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
+
+FORMAT = 1
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One adapter tensor that a program asks for by its key."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    size_bytes: int
+    key: str
+
+    @property
+    def signature(self) -> tuple[str, tuple[int, ...], str, int]:
+        """What must be equal in a base and an adapter that fits it."""
+        return (self.name, self.shape, self.dtype, self.size_bytes)
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    artifact: Artifact
+
+    @property
+    def program(self) -> Path:
+        return self.artifact.file("program.pte")
+
+
+@dataclass(frozen=True)
+class BaseBundle(_Bundle):
+    """A checked BaseBundle.
+
+    offsets: where in the template program each slot's key stands, bytes, in the slots' order.
+    foundation: the base weights' places in their file.
+    """
+
+    slots: list[Slot]
+    offsets: list[int]
+    foundation: list[Tensor]
+    context_length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class AdapterBundle(_Bundle):
+    """A checked AdapterBundle that keeps the adapter apart from its base.
+
+    tensors: the adapter's places in its file, under the keys that its own program asks for.
+    """
+
+    slots: list[Slot]
+    tensors: list[Tensor]
+
+
+@dataclass(frozen=True)
+class MergedBundle(_Bundle):
+    """A checked AdapterBundle whose program holds base and adapter in one."""
+
+
+def open_base(path: Path) -> BaseBundle:
+    """Open a BaseBundle.
+
+    Raises:
+        InputError: nothing is there. ArtifactError: it is damaged or contradicts itself.
+        UnsupportedError: it is for another backend than ExecuTorch with XNNPACK.
+    """
+    artifact = open_artifact(path, "BaseBundle")
+    source = artifact.file("layout.json")
+    raw = _read(source)
+    if str(raw.get("backend")) != "executorch-xnnpack":
+        raise UnsupportedError(
+            f"{source}: backend is {raw.get('backend')!r}; this engine runs executorch-xnnpack"
+        )
+    try:
+        bundle = _parse_base(artifact, raw)
+        program = str(raw["program"]["sha256"])
+        foundation = [str(key) for key in raw["foundation_keys"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{source}: malformed layout ({error!r})") from None
+    problems = [
+        *slot_problems(bundle.slots),
+        *program_problems(bundle, program),
+        *foundation_problems(bundle, foundation),
+    ]
+    _refuse(path, problems, ArtifactError)
+    return bundle
+
+
+def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedBundle:
+    """Open an AdapterBundle and check that it fits `base`; a merged one needs no base.
+
+    Raises:
+        InputError: nothing is there, or a base is needed and none is given.
+        ArtifactError: it is damaged or contradicts itself.
+        MismatchError: it was made for another base, or its program or tensors do not fit this one.
+    """
+    artifact = open_artifact(path, "AdapterBundle")
+    source = artifact.file("adapter.json")
+    raw = _read(source)
+    if raw.get("layout") == "merged":
+        if "adapter.ptd" in artifact.manifest.files:
+            raise ArtifactError(f"{path}: a merged bundle holds no adapter.ptd, this one does")
+        _check_base_model(artifact, base)
+        return MergedBundle(artifact)
+    if raw.get("layout") != "adapter":
+        raise ArtifactError(
+            f"{source}: layout is {raw.get('layout')!r}, expected adapter or merged"
+        )
+    if base is None:
+        raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
+    _check_base(artifact, raw, base)
+    try:
+        bundle = AdapterBundle(
+            artifact, _slots(raw["slots"]), read_ptd(artifact.file("adapter.ptd"))
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{source}: malformed adapter ({error!r})") from None
+    _refuse(path, [*slot_problems(bundle.slots), *tensor_problems(bundle)], ArtifactError)
+    _refuse(path, [*fit_problems(bundle, base)], MismatchError)
+    return bundle
+
+
+def layout_of(path: Path) -> str:
+    """`adapter` or `merged`: how the AdapterBundle at `path` was packaged.
+
+    Raises:
+        InputError: nothing is there. ArtifactError: it is damaged or no AdapterBundle.
+    """
+    return str(_read(open_artifact(path, "AdapterBundle").file("adapter.json")).get("layout"))
+
+
+def _read(source: Path) -> dict[str, Any]:
+    try:
+        raw = read_json(source)
+    except InputError as error:
+        raise ArtifactError(str(error)) from None
+    if not isinstance(raw, dict) or raw.get("format", FORMAT) != FORMAT:
+        raise ArtifactError(f"{source}: not of format {FORMAT}, the only one that this build reads")
+    return raw
+
+
+def _slots(raw: Sequence[dict[str, Any]]) -> list[Slot]:
+    return [
+        Slot(
+            name=str(slot["name"]),
+            shape=tuple(int(size) for size in slot["shape"]),
+            dtype=str(slot["dtype"]),
+            size_bytes=int(slot["size_bytes"]),
+            key=str(slot["key"]),
+        )
+        for slot in raw
+    ]
+
+
+def _parse_base(artifact: Artifact, raw: dict[str, Any]) -> BaseBundle:
+    return BaseBundle(
+        artifact=artifact,
+        slots=_slots(raw["slots"]),
+        offsets=[int(slot["offset"]) for slot in raw["slots"]],
+        foundation=read_ptd(artifact.file("foundation.ptd")),
+        context_length=int(raw["context_length"]),
+        vocab_size=int(raw["vocab_size"]),
+    )
+
+
+def _check_base(artifact: Artifact, raw: dict[str, Any], base: BaseBundle) -> None:
+    wanted = {str(artifact.manifest.parents.get("base_bundle")), str(raw.get("base_bundle"))}
+    if wanted != {base.artifact.id}:
+        made_for = " and ".join(sorted(wanted))
+        raise MismatchError(
+            f"{artifact.path}: this adapter was made for the base bundle {made_for}, but "
+            f"{base.artifact.path} is {base.artifact.id}; export the adapter for this base"
+        )
+
+
+def _check_base_model(artifact: Artifact, base: BaseBundle | None) -> None:
+    """A merged bundle needs no base, but one that is given must be of the same model."""
+    mine = artifact.manifest.parents.get("base_model")
+    theirs = base.artifact.manifest.parents.get("base_model") if base else mine
+    if base and mine != theirs:
+        raise MismatchError(
+            f"{artifact.path}: this bundle was merged into the base model {mine}, but "
+            f"{base.artifact.path} is of {theirs}"
+        )
+
+
+def _refuse(
+    path: Path, problems: list[str], error: type[ArtifactError] | type[MismatchError]
+) -> None:
+    if problems:
+        raise error(f"{path}: {'; '.join(problems[:_SHOWN])}; export it again")

@@ -1,0 +1,149 @@
+"""ExecuTorch's own runtime, typed: the only module that touches its Python bindings.
+
+In: a program and at most one data file. Out: logits as numpy. torch is here only because the
+bindings carry tensors in it. The bindings are loaded directly: their public wrapper imports the
+whole exporter (6 s instead of 1.5 s), which a runtime does not need.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protos.errors import ArtifactError, InputError
+
+_OPERATOR_LIBRARIES = (
+    ("executorch.extension.llm.custom_ops", "custom_ops_aot_lib"),
+    ("executorch.kernels.quantized", "quantized_ops_aot_lib"),
+)
+_LOCK = threading.RLock()
+"""Programs share one thread pool; it is never resized while one of them computes."""
+
+
+class Program:
+    """A loaded program with its own KV cache."""
+
+    def __init__(self, program: Path, data: Path | None, threads: int) -> None:
+        """Load it and run one position, so that missing or unusable constants show here.
+
+        Raises:
+            ArtifactError: the runtime does not take it. InputError: see `set_threads`.
+        """
+        self._path = program
+        with _LOCK:
+            bindings = _bindings()
+            set_threads(threads)
+            _live.add(self)
+            try:
+                self._module = bindings._load_for_executorch(
+                    str(program), None if data is None else str(data)
+                )
+                shape = self._module.method_meta("forward").input_tensor_meta(0).sizes()
+                self.max_tokens = int(shape[1])
+                self.forward([0], 0)
+            except (RuntimeError, IndexError) as error:
+                raise ArtifactError(f"{program}: ExecuTorch cannot run it ({error})") from None
+        self.context_length = self._constant("get_max_context_len")
+        self.vocab_size = self._constant("get_vocab_size")
+
+    def forward(self, ids: Sequence[int], position: int) -> NDArray[np.float32]:
+        """Logits [vocab] after the last of `ids`, which stand at `position` and after."""
+        import torch
+
+        tokens = torch.tensor([list(ids)], dtype=torch.int64)
+        start = torch.tensor([position], dtype=torch.int64)
+        with _LOCK:
+            logits: Any = self._module.run_method("forward", (tokens, start))[0]
+        return np.array(logits.reshape(-1, logits.shape[-1])[-1].numpy(), dtype=np.float32)
+
+    def _constant(self, method: str) -> int:
+        if method not in self._module.method_names():
+            raise ArtifactError(f"{self._path}: the program has no method {method}")
+        return int(self._module.run_method(method, ())[0])
+
+
+def set_threads(threads: int) -> None:
+    """Size the one thread pool of the process.
+
+    Raises:
+        InputError: below 1, or live programs use another number: they hold the pool they began
+            with, so replacing it under them would crash.
+    """
+    global _threads
+    if threads < 1:
+        raise InputError(f"threads is {threads}, expected at least 1")
+    with _LOCK:
+        if threads == _threads:
+            return
+        if len(_live):
+            raise InputError(
+                f"threads is {threads}, but this process already runs ExecuTorch with {_threads}; "
+                "its thread pool is shared by all engines"
+            )
+        with _quiet_stderr():
+            _bindings()._unsafe_reset_threadpool(threads)
+        _threads = threads
+
+
+_threads: int | None = None
+_live: weakref.WeakSet[Program] = weakref.WeakSet()
+
+
+@functools.cache
+def _bindings() -> Any:
+    """The bindings with the operators that our programs use.
+
+    Raises:
+        InputError: executorch is not installed.
+    """
+    try:
+        with _quiet_stderr():
+            import torch
+            from executorch.extension.pybindings import (
+                _portable_lib,
+            )
+
+            for package, library in _OPERATOR_LIBRARIES:
+                torch.ops.load_library(_library(package, library))
+    except (ImportError, OSError) as error:
+        raise InputError(f"ExecuTorch's runtime cannot be loaded: {error}") from None
+    return _portable_lib
+
+
+def _library(package: str, library: str) -> Path:
+    """The shared library inside an installed package, which is found but not imported."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for path in sorted(Path(folder).glob(f"*{library}*")):
+            return path
+    raise ImportError(f"no {library} in {package}")
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Generator[None]:
+    """Keep native code's notes on the CPU off the terminal; if the block raises, show them."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notes.seek(0)
+            os.write(saved, notes.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)

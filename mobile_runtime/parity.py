@@ -1,0 +1,251 @@
+"""Parity: does the bundle answer as it was trained? Read from goldens, without a PyTorch model.
+
+In: bundles with their goldens. Out: a `ParityResult`, kept as a ParityReport. Three comparisons
+are never mixed: lowering (the device against eager PyTorch with the same weights), quantization
+(against the float model as trained) and effect (does the adapter move the logits as it does in
+PEFT). A failure names the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mobile_runtime import gates as gate
+from mobile_runtime.bundles import layout_of
+from mobile_runtime.compare import Comparison, Effect, compare, effect
+from mobile_runtime.engine import Engine, default_threads, open_engine
+from mobile_runtime.prompt import open_prompt
+from mobile_runtime.replay import Replay, holds_context, replay
+from mobile_runtime.report import Measured, ParityResult, read_report, write_report
+from mobile_runtime.structure import context_gate, structure_gates
+from protos.artifacts import Artifact, finished, open_artifact, tool_versions
+from protos.errors import ArtifactError, GateError, InputError
+from protos.golden import JSON_FILE, Golden, Rung, read_golden
+from protos.progress import Progress, silent
+
+ENGINE = "executorch-xnnpack"
+
+
+def parity(
+    base: Path | None,
+    adapter: Path | None,
+    out: Path,
+    threads: int | None = None,
+    progress: Progress = silent,
+    cache_dir: Path | None = None,
+) -> tuple[Artifact, ParityResult]:
+    """Measure parity and keep it at `out`; a report made from the same inputs is read instead.
+
+    Raises:
+        InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
+        A failing gate is no exception here; see `require`.
+    """
+    threads = threads or default_threads()
+    parents, config = _parents(base, adapter), {"engine": ENGINE, "threads": threads}
+    if report := finished(out, "ParityReport", parents, config):
+        return report, read_report(report)
+    result = measure_parity(base, adapter, threads, progress, cache_dir)
+    return write_report(out, result, parents, config), result
+
+
+def require(result: ParityResult) -> None:
+    """Raise if the bundle would not answer as trained.
+
+    Raises:
+        GateError: a gate failed; the message names the gates and the stage at fault.
+    """
+    failed = [row for row in result.gates if not row.passed]
+    if failed:
+        rows = "; ".join(f"{row.name} {_number(row.value)}" for row in failed[:4])
+        raise GateError(f"parity failed, stage at fault: {result.stage_at_fault} ({rows})")
+
+
+def measure_parity(
+    base: Path | None,
+    adapter: Path | None,
+    threads: int | None = None,
+    progress: Progress = silent,
+    cache_dir: Path | None = None,
+) -> ParityResult:
+    """Replay the goldens of an adapter bundle, or of a base bundle alone, and judge them.
+
+    Raises:
+        InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
+    """
+    merged = adapter is not None and layout_of(adapter) == "merged"
+    home = adapter if merged else base
+    if home is None:
+        raise InputError(f"{adapter}: this adapter needs its base; give the BaseBundle as well")
+    engine = open_engine(base, adapter, threads, cache_dir)
+    golden = _golden(adapter or home, engine.vocab_size)
+    replays, measured = _replay_states(engine, golden, adapter, merged, progress)
+    judge = _Judge(golden, replays, merged=merged, layout=_layout_name(adapter, merged))
+    structure = structure_gates(golden, open_prompt(home), engine.vocab_size)
+    return judge.result([*structure, context_gate(holds_context(engine))], measured)
+
+
+def _parents(base: Path | None, adapter: Path | None) -> dict[str, str]:
+    named = {"base_bundle": (base, "BaseBundle"), "adapter_bundle": (adapter, "AdapterBundle")}
+    return {
+        role: open_artifact(path, kind).id
+        for role, (path, kind) in named.items()
+        if path is not None
+    }
+
+
+def _layout_name(adapter: Path | None, merged: bool) -> str:
+    return "base" if adapter is None else "merged" if merged else "adapter"
+
+
+def _replay_states(
+    engine: Engine, golden: Golden, adapter: Path | None, merged: bool, progress: Progress
+) -> tuple[dict[str, Replay], Measured]:
+    """The device with the adapter on and off, as far as the bundle allows."""
+    opened = engine.cost
+    if adapter is None:
+        return {"off": replay(engine, golden, progress)}, Measured(opened, None)
+    if merged:
+        return {"on": replay(engine, golden, progress)}, Measured(opened, None)
+    on = replay(engine, golden, lambda what, share: progress(f"{what}, adapter on", share / 2))
+    swapped = engine.set_adapter(None)
+    off = replay(engine, golden, lambda what, share: progress(f"{what}, base", 0.5 + share / 2))
+    return {"off": off, "on": on}, Measured(opened, swapped)
+
+
+def _golden(directory: Path, vocab_size: int) -> Golden:
+    """The goldens of a bundle, fit to be judged by.
+
+    Raises:
+        InputError: there are none. ArtifactError: a rung, a threshold or a prompt is missing, or
+            an array holds nonsense.
+    """
+    if not (directory / JSON_FILE).is_file():
+        raise InputError(f"{directory}: holds no goldens to measure by; export it with goldens")
+    golden = read_golden(directory)
+    adapted = golden.has_adapter
+    states = ("off", "on") if adapted else ("off",)
+    wanted = (*gate.LOWERING_THRESHOLDS, *(gate.EFFECT_THRESHOLDS if adapted else ()))
+    rungs = [f"{rung}.{state}" for rung in ("peft", "fake_quant") for state in states]
+    problems = [f"threshold {name} is missing" for name in wanted if name not in golden.thresholds]
+    problems += [f"rung {name} is missing" for name in rungs if name not in golden.rungs]
+    problems += [f"rung {n} is not finite" for n, rung in golden.rungs.items() if not _finite(rung)]
+    if not golden.prompts or not all(prompt.ids for prompt in golden.prompts):
+        problems.append("a prompt without tokens, or no prompt at all")
+    if golden.ids.size and not 0 <= int(golden.ids.min()) <= int(golden.ids.max()) < vocab_size:
+        problems.append(f"token ids outside the vocabulary of {vocab_size}")
+    if any(rung.full.shape[1:] != (vocab_size,) for rung in golden.rungs.values()):
+        problems.append(f"whole rows are not of the vocabulary of {vocab_size}")
+    if not all(np.isfinite([*golden.thresholds.values(), *vars(golden.noise_floor).values()])):
+        problems.append("a threshold or the noise floor is not finite")
+    if problems:
+        raise ArtifactError(f"{directory}: goldens cannot be judged by: {'; '.join(problems[:4])}")
+    return golden
+
+
+def _finite(rung: Rung) -> bool:
+    return all(bool(np.isfinite(part).all()) for part in (rung.logits, rung.logsumexp, rung.full))
+
+
+def _number(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Holds the device's rungs against the golden's."""
+
+    golden: Golden
+    replays: Mapping[str, Replay]
+    merged: bool
+    layout: str
+
+    def result(self, structure: list[gate.Gate], measured: Measured) -> ParityResult:
+        """All numbers, all gates, the verdict."""
+        golden, limits, noise = self.golden, self.golden.thresholds, self.golden.noise_floor
+        lowering, quantization = self._against("fake_quant"), self._against("peft")
+        prefill = {state: each.prefill_decode for state, each in self.replays.items()}
+        moved, control = self._effects()
+        stages = self._stages()
+        rows = [
+            *structure,
+            *(g for s, c in lowering.items() for g in gate.lowering_gates(s, c, limits, noise)),
+            *(gate.prefill_gate(s, p, limits, noise) for s, p in prefill.items()),
+            *(g for s, c in quantization.items() for g in gate.quantization_gates(s, c, limits)),
+            *(gate.effect_gates(moved, limits) if moved else ()),
+            *((gate.control_gate(control, limits),) if control else ()),
+        ]
+        return ParityResult(
+            passed=all(row.passed for row in rows),
+            stage_at_fault=gate.stage_at_fault(rows, stages, limits, merged=self.merged),
+            layout=self.layout,
+            gates=rows,
+            lowering=lowering,
+            quantization=quantization,
+            prefill_decode=prefill,
+            effect=moved,
+            control=control,
+            reference_stages={
+                "merge": dict(stages.merge), "quantization": dict(stages.quantization)
+            },
+            prompts=len(golden.prompts),
+            positions=len(golden.ids),
+            thresholds=dict(limits),
+            noise_floor=noise,
+            versions=tool_versions(),
+            golden_versions=golden.versions,
+            measured=measured,
+        )  # fmt: skip
+
+    def _against(self, rung: str) -> dict[str, Comparison]:
+        return {
+            state: compare(self.golden, self.golden.rungs[f"{rung}.{state}"], each.rung)
+            for state, each in self.replays.items()
+        }
+
+    def _effects(self) -> tuple[Effect | None, Effect | None]:
+        """The adapter's effect on the device, and the negative control: the base alone instead.
+
+        A merged program has no base to switch to, so the eager reference of the same weights stands
+        in for it. The control takes what the base alone differs from that reference by, a vector of
+        pure rounding, for an effect.
+        """
+        rungs, floor = self.golden.rungs, self.golden.noise_floor.norm
+        if "on" not in self.replays:
+            return None, None
+        peft = (rungs["peft.on"], rungs["peft.off"])
+        reference_off = rungs["fake_quant.off"]
+        if self.merged:
+            control = effect(reference_off, rungs["peft.off"], *peft, floor)
+            return effect(self.replays["on"].rung, reference_off, *peft, floor), control
+        device_off = self.replays["off"].rung
+        control = effect(device_off, reference_off, *peft, floor)
+        return effect(self.replays["on"].rung, device_off, *peft, floor), control
+
+    def _stages(self) -> gate.Stages:
+        return gate.Stages(
+            merge=self._rungs_against("peft", "merged"),
+            quantization=self._rungs_against("merged", "fake_quant"),
+            effects={
+                rung: self._reference_effect(rung)
+                for rung in ("merged", "fake_quant")
+                if "on" in self.replays and f"{rung}.on" in self.golden.rungs
+            },
+        )
+
+    def _rungs_against(self, reference: str, model: str) -> dict[str, Comparison]:
+        rungs = self.golden.rungs
+        return {
+            state: compare(self.golden, rungs[f"{reference}.{state}"], rungs[f"{model}.{state}"])
+            for state in ("off", "on")
+            if f"{reference}.{state}" in rungs and f"{model}.{state}" in rungs
+        }
+
+    def _reference_effect(self, rung: str) -> Effect:
+        rungs, off = self.golden.rungs, f"{rung}.off"
+        base = rungs[off] if off in rungs else rungs["peft.off"]
+        peft = (rungs["peft.on"], rungs["peft.off"])
+        return effect(rungs[f"{rung}.on"], base, *peft, self.golden.noise_floor.norm)

@@ -1,0 +1,170 @@
+"""The parity report: what was measured, as JSON for scripts and as a table for people.
+
+In: a `ParityResult`. Out: a ParityReport artifact and back, and the table. What differs from run to
+run (seconds, bytes written) is kept among the manifest's figures and is no part of the report's id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobile_runtime.compare import Comparison, Effect
+from mobile_runtime.engine import SwapCost
+from mobile_runtime.gates import Gate
+from mobile_runtime.replay import PrefillDecode
+from protos.artifacts import Artifact, create, open_artifact, read_json, write_json
+from protos.errors import ArtifactError
+from protos.golden import NoiseFloor
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+FORMAT = 1
+FILE = "report.json"
+KL_NOTE = "KL is a lower bound: the golden's 64 ids, and one bucket for all other tokens"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What opening the bundle and taking its adapter off cost on this machine."""
+
+    opened: SwapCost
+    swapped: SwapCost | None
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Everything that parity found. `lowering` and the like map the adapter's state to numbers.
+
+    layout: `base`, `adapter` or `merged`. stage_at_fault: None if all gates passed.
+    reference_stages: the golden's rungs against each other, which no device had a part in.
+    """
+
+    passed: bool
+    stage_at_fault: str | None
+    layout: str
+    gates: list[Gate]
+    lowering: dict[str, Comparison]
+    quantization: dict[str, Comparison]
+    prefill_decode: dict[str, PrefillDecode]
+    effect: Effect | None
+    control: Effect | None
+    reference_stages: dict[str, dict[str, Comparison]]
+    prompts: int
+    positions: int
+    thresholds: dict[str, float]
+    noise_floor: NoiseFloor
+    versions: dict[str, str]
+    golden_versions: dict[str, str]
+    measured: Measured
+
+
+def as_json(result: ParityResult) -> dict[str, Any]:
+    """The result as JSON values, with the figures of this run."""
+    return {"format": FORMAT, "kl": KL_NOTE, **asdict(result)}
+
+
+def write_report(
+    out: Path, result: ParityResult, parents: Mapping[str, str], config: Mapping[str, Any]
+) -> Artifact:
+    """Keep a result as a ParityReport at `out`."""
+    value = as_json(result)
+    with create(out, "ParityReport", parents, config) as draft:
+        draft.measured |= value.pop("measured")
+        write_json(draft.path / FILE, value)
+    return open_artifact(out, "ParityReport")
+
+
+def read_report(report: Artifact) -> ParityResult:
+    """The result that a ParityReport of this build holds.
+
+    Raises:
+        ArtifactError: it is of another format.
+    """
+    raw = read_json(report.file(FILE))
+    try:
+        return _parse(raw, report.manifest.measured)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{report.file(FILE)}: malformed report ({error!r})") from None
+
+
+def table(result: ParityResult) -> RenderableType:
+    """The verdict, every gate, and the numbers behind them."""
+    from rich.console import Group
+
+    return Group(_gate_table(result), _number_table(result), *_notes(result))
+
+
+def _gate_table(result: ParityResult) -> RenderableType:
+    from rich.table import Table
+
+    grid = Table(title=f"Parity of the {result.layout}: {_verdict(result)}", title_justify="left")
+    for name in ("gate", "found", "asked", "", "what it says"):
+        grid.add_column(name, overflow="fold")
+    for gate in result.gates:
+        mark = "[green]pass[/]" if gate.passed else "[bold red]FAIL[/]"
+        asked = f"{gate.relation} {_short(gate.limit)}"
+        grid.add_row(gate.name, _short(gate.value), asked, mark, gate.explanation)
+    return grid
+
+
+def _number_table(result: ParityResult) -> RenderableType:
+    from rich.table import Table
+
+    names = ("against", "adapter", "max |d|", "mean |d|", "KL mean", "KL max", "top-1", "diverges")
+    grid = Table(*names, title="Logits on the device", title_justify="left")
+    comparisons = {
+        "lowering: same weights in PyTorch": result.lowering,
+        "quantization: float as trained": result.quantization,
+    }
+    for name, states in comparisons.items():
+        for state, each in states.items():
+            first = "never" if each.earliest is None else f"at token {each.earliest}"
+            numbers = (each.max_abs, each.mean_abs, each.kl_mean, each.kl_max)
+            grid.add_row(name, state, *map(_short, numbers), f"{each.top1:.2%}", first)
+    return grid
+
+
+def _notes(result: ParityResult) -> list[str]:
+    notes = [KL_NOTE, f"opened in {result.measured.opened}"]
+    if result.measured.swapped:
+        notes.append(f"adapter taken off in {result.measured.swapped}")
+    return notes
+
+
+def _verdict(result: ParityResult) -> str:
+    if result.passed:
+        return "[green]sound[/]"
+    return f"[bold red]failed[/], stage at fault: {result.stage_at_fault}"
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _parse(raw: Any, measured: Mapping[str, Any]) -> ParityResult:
+    if raw["format"] != FORMAT:
+        raise KeyError(f"format {raw['format']!r}, this build reads {FORMAT}")
+    swapped = measured["swapped"]
+    fields = {name: value for name, value in raw.items() if name not in ("format", "kl")}
+    fields |= {
+        "gates": [Gate(**gate) for gate in raw["gates"]],
+        "lowering": _comparisons(raw["lowering"]),
+        "quantization": _comparisons(raw["quantization"]),
+        "prefill_decode": {s: PrefillDecode(**p) for s, p in raw["prefill_decode"].items()},
+        "effect": Effect(**raw["effect"]) if raw["effect"] else None,
+        "control": Effect(**raw["control"]) if raw["control"] else None,
+        "reference_stages": {s: _comparisons(c) for s, c in raw["reference_stages"].items()},
+        "noise_floor": NoiseFloor(**raw["noise_floor"]),
+        "measured": Measured(
+            SwapCost(**measured["opened"]), SwapCost(**swapped) if swapped else None
+        ),
+    }
+    return ParityResult(**fields)
+
+
+def _comparisons(raw: Mapping[str, Any]) -> dict[str, Comparison]:
+    return {state: Comparison(**numbers) for state, numbers in raw.items()}

@@ -1,0 +1,71 @@
+"""Structural checks: does the phone read the same ids, know where to stop, and hold the context?
+
+In: a bundle's tokenizer and template, and a golden. Out: gates that hold or do not; no model.
+"""
+
+from __future__ import annotations
+
+from mobile_runtime.gates import Gate, fact_gate
+from mobile_runtime.prompt import Prompt
+from protos.errors import InputError
+from protos.golden import Golden, GoldenPrompt
+
+MIN_PROMPTS = 16
+MIN_POSITIONS = 512
+"""Sixteen prompts with a continuation of 32 tokens."""
+
+
+def structure_gates(golden: Golden, prompt: Prompt, vocab_size: int) -> list[Gate]:
+    """Tokenizer, template, end tokens and coverage."""
+    rendered = [p.name for p in golden.prompts if _render(prompt, p) != p.rendered]
+    ids = [p.name for p in golden.prompts if _ids(prompt, p) != p.ids]
+    unknown = sorted(t for t in prompt.eos_ids if t >= vocab_size or not prompt.knows(t))
+    eos = "none" if not prompt.eos_ids else f"unknown: {unknown}" if unknown else "known"
+    positions = sum(p.length for p in golden.prompts)
+    return [
+        fact_gate(
+            "structure_rendered", not rendered, _named(rendered), "equal",
+            "prompt.json renders every golden prompt as it was rendered in training",
+        ),
+        fact_gate(
+            "structure_ids", not ids, _named(ids), "equal",
+            "tokenizer.json gives every golden prompt's ids",
+        ),
+        fact_gate(
+            "structure_eos", eos == "known", eos, "known", "ids that end an answer are tokens",
+        ),
+        fact_gate(
+            "structure_prompts", len(golden.prompts) >= MIN_PROMPTS,
+            str(len(golden.prompts)), f"{MIN_PROMPTS} or more", "prompts in the golden",
+        ),
+        fact_gate(
+            "structure_positions", positions >= MIN_POSITIONS,
+            str(positions), f"{MIN_POSITIONS} or more", "positions compared",
+        ),
+    ]  # fmt: skip
+
+
+def context_gate(holds: bool) -> Gate:
+    """The device reads up to the context's end, and no further."""
+    return fact_gate(
+        "structure_context_end", holds, "held" if holds else "overrun", "held",
+        "the context can be filled to its end, and one token more is refused",
+    )  # fmt: skip
+
+
+def _render(prompt: Prompt, golden: GoldenPrompt) -> str | None:
+    try:
+        return prompt.render(golden.content)
+    except InputError:
+        return None
+
+
+def _ids(prompt: Prompt, golden: GoldenPrompt) -> list[int] | None:
+    try:
+        return prompt.encode(golden.content)
+    except InputError:
+        return None
+
+
+def _named(different: list[str]) -> str:
+    return f"different: {', '.join(different[:4])}" if different else "equal"

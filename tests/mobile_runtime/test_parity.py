@@ -1,0 +1,338 @@
+"""Sound bundles pass, every gate can fail, and the stage at fault is named."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobile_runtime.bundles import open_adapter, open_base
+from mobile_runtime.engine import open_engine
+from mobile_runtime.parity import measure_parity, parity, require
+from mobile_runtime.ptd import Tensor, read_ptd, write_ptd
+from mobile_runtime.report import ParityResult, as_json, read_report
+from protos.artifacts import open_artifact
+from protos.errors import ArtifactError, GateError, InputError
+from protos.golden import Golden, Rung, read_golden, write_golden
+
+Measure = Callable[..., ParityResult]
+
+
+@pytest.fixture
+def measure(cache_dir: Path) -> Measure:
+    return lambda base, adapter=None: measure_parity(base, adapter, 1, cache_dir=cache_dir)
+
+
+def failed(result: ParityResult) -> set[str]:
+    return {gate.name for gate in result.gates if not gate.passed}
+
+
+@pytest.mark.parametrize("user", [None, "ada", "bo"])
+def test_sound_float_bundles_pass(world, measure, user) -> None:
+    result = measure(world.base, world.adapters.get(user))
+    assert failed(result) == set()
+    assert (result.passed, result.stage_at_fault) == (True, None)
+    assert set(result.lowering) == ({"off", "on"} if user else {"off"})
+    for comparison in result.lowering.values():
+        assert comparison.max_abs <= 1e-4
+        assert comparison.top1 == 1.0
+    if user:
+        assert result.effect is not None
+        assert result.effect.cosine > 0.9999
+        assert result.control is not None
+        assert result.control.no_effect
+
+
+@pytest.mark.slow
+def test_a_sound_merged_bundle_passes_without_a_base(merged_bundle, measure) -> None:
+    result = measure(None, merged_bundle)
+    assert failed(result) == set()
+    assert (result.layout, set(result.lowering)) == ("merged", {"on"})
+
+
+@pytest.mark.slow
+def test_a_sound_quantized_adapter_passes_what_does_not_need_trained_weights(
+    quantized, measure
+) -> None:
+    result = measure(quantized.base, quantized.adapters["ada"])
+    # On random weights logits lie so close that rounding alone changes the likeliest token.
+    assert failed(result) <= {"lowering_top1.off", "lowering_top1.on"}
+    noise = 1 - result.noise_floor.top1
+    assert all(1 - each.top1 <= 3 * noise + 0.01 for each in result.lowering.values())
+    assert result.lowering["on"].kl_mean < result.quantization["on"].kl_mean
+
+
+def with_golden(change: Callable[[Golden], Golden]) -> Callable[[Path], None]:
+    def mutate(directory: Path) -> None:
+        golden = read_golden(directory)
+        write_golden(directory, change(golden))
+
+    return mutate
+
+
+def change_rungs(golden: Golden, names: list[str], change: Callable[[Rung], Rung]) -> Golden:
+    rungs = {n: change(rung) if n in names else rung for n, rung in golden.rungs.items()}
+    return dataclasses.replace(golden, rungs=rungs)
+
+
+def shift(amount: float) -> Callable[[Rung], Rung]:
+    return lambda rung: dataclasses.replace(rung, logits=rung.logits + np.float32(amount))
+
+
+def flatten(rung: Rung) -> Rung:
+    """Half as certain: another distribution with the same order."""
+    logits = (rung.logits / 2).astype(np.float32)
+    return dataclasses.replace(rung, logits=logits, logsumexp=(rung.logsumexp / 2 + 3))
+
+
+def other_choice(rung: Rung) -> Rung:
+    return dataclasses.replace(rung, argmax=(rung.argmax + 1).astype(np.int32))
+
+
+def first_prompt(golden: Golden, **changes: object) -> Golden:
+    first = dataclasses.replace(golden.prompts[0], **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(golden, prompts=[first, *golden.prompts[1:]])
+
+
+def few_prompts(golden: Golden) -> Golden:
+    prompts = golden.prompts[:3]
+    rows = sum(p.length for p in prompts)
+    kept = golden.full_rows[golden.full_rows < rows]
+
+    def cut(rung: Rung) -> Rung:
+        return Rung(
+            rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)]
+        )
+
+    return dataclasses.replace(
+        change_rungs(golden, list(golden.rungs), cut),
+        prompts=prompts, ids=golden.ids[:rows], full_rows=kept,
+    )  # fmt: skip
+
+
+def limits(**values: float) -> Callable[[Golden], Golden]:
+    return lambda g: dataclasses.replace(g, thresholds={**g.thresholds, **values})
+
+
+def quieter(golden: Golden) -> Golden:
+    """PEFT changes twice as much as the device: so the device's effect is half as large."""
+    on, off = golden.rungs["peft.on"], golden.rungs["peft.off"]
+    doubled = dataclasses.replace(on, logits=2 * on.logits - off.logits)
+    rungs = {**golden.rungs, "peft.on": doubled, "merged.on": doubled, "fake_quant.on": on}
+    return dataclasses.replace(golden, rungs=rungs)
+
+
+def everything_is_noise(golden: Golden) -> Golden:
+    return dataclasses.replace(
+        golden, noise_floor=dataclasses.replace(golden.noise_floor, norm=1e9)
+    )
+
+
+ON = ["peft.on", "merged.on", "fake_quant.on"]
+OFF = ["peft.off", "merged.off", "fake_quant.off"]
+BROKEN: dict[str, tuple[Callable[[Golden], Golden], str, str]] = {
+    "top-1": (
+        lambda g: change_rungs(g, ["fake_quant.off"], other_choice),
+        "lowering_top1.off",
+        "lowering",
+    ),
+    "KL": (lambda g: change_rungs(g, OFF, flatten), "lowering_kl_mean.off", "lowering"),
+    "logits": (
+        lambda g: change_rungs(g, [*ON, *OFF], shift(1e-3)), "lowering_max_abs.off", "lowering",
+    ),
+    "adapter": (lambda g: change_rungs(g, ON, flatten), "lowering_kl_mean.on", "adapter"),
+    "quantization": (
+        lambda g: limits(quantization_kl_mean=1e-3)(
+            change_rungs(g, ["fake_quant.on", "fake_quant.off"], flatten)
+        ),
+        "lowering_kl_mean.on", "quantization",
+    ),
+    "float": (
+        lambda g: limits(quantization_kl_mean=1e-3)(
+            change_rungs(g, ["peft.on", "merged.on"], flatten)
+        ),
+        "quantization_kl_mean.on", "quantization",
+    ),
+    "merge": (
+        lambda g: change_rungs(g, ["merged.on", "fake_quant.on"], flatten),
+        "lowering_kl_mean.on", "merge",
+    ),
+    "norm": (quieter, "effect_norm", "quantization"),
+    "direction": (
+        lambda g: change_rungs(g, ["peft.on", "merged.on", "fake_quant.on"], lambda r: (
+            dataclasses.replace(r, logits=np.ascontiguousarray(r.logits[:, ::-1])))),
+        "effect_cosine", "adapter",
+    ),
+    "no effect": (everything_is_noise, "effect_present", "merge"),
+    "control": (
+        lambda g: limits(effect_cosine=-1, effect_norm_low=0, effect_norm_high=9)(
+            dataclasses.replace(g, noise_floor=dataclasses.replace(g.noise_floor, norm=-1.0))
+        ),
+        "negative_control", "control",
+    ),
+    "ids": (lambda g: first_prompt(g, ids=g.prompts[0].ids[::-1]), "structure_ids", "tokenizer"),
+    "rendered": (lambda g: first_prompt(g, rendered="x"), "structure_rendered", "tokenizer"),
+    "content": (lambda g: first_prompt(g, content="other"), "structure_ids", "tokenizer"),
+    "few": (few_prompts, "structure_positions", "golden"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_every_gate_can_fail_and_names_the_stage(world, measure, reseal, name) -> None:
+    change, gate, stage = BROKEN[name]
+    broken = reseal(world.adapters["ada"], with_golden(change))
+    result = measure(world.base, broken)
+    assert gate in failed(result)
+    assert result.stage_at_fault == stage
+    with pytest.raises(GateError, match=f"stage at fault: {stage}"):
+        require(result)
+
+
+def test_end_tokens_that_are_no_tokens_fail(world, measure, reseal) -> None:
+    def lose_the_end(directory: Path) -> None:
+        value = json.loads((directory / "prompt.json").read_text())
+        value["eos_ids"] = [9999]
+        (directory / "prompt.json").write_text(json.dumps(value))
+
+    result = measure(reseal(world.base, lose_the_end))
+    assert failed(result) == {"structure_eos"}
+    assert result.stage_at_fault == "tokenizer"
+
+
+def test_a_cache_that_is_not_reset_fails(world, measure, monkeypatch) -> None:
+    from mobile_runtime.executorch_engine import ExecuTorchEngine
+
+    def forget_less(self: ExecuTorchEngine) -> None:
+        self._position = 0 if self._position + 80 > self.context_length else 3
+
+    monkeypatch.setattr(ExecuTorchEngine, "reset", forget_less)
+    result = measure(world.base)
+    assert "lowering_kl_mean.off" in failed(result) or "lowering_max_abs.off" in failed(result)
+    assert result.stage_at_fault == "lowering"
+
+
+def replace_adapter(directory: Path, source: Path, scale: float) -> None:
+    """Put another adapter's numbers (times `scale`) under this adapter's keys."""
+    names = {
+        s["name"]: s["key"] for s in json.loads((source / "adapter.json").read_text())["slots"]
+    }
+    mine = json.loads((directory / "adapter.json").read_text())["slots"]
+    held = {t.key: t for t in read_ptd(source / "adapter.ptd")}
+    data = (source / "adapter.ptd").read_bytes()
+    blob = directory.parent / f"{directory.name}.numbers"
+    tensors: list[Tensor] = []
+    with blob.open("wb") as stream:
+        for slot in mine:
+            old = held[names[slot["name"]]]
+            array = np.frombuffer(data[old.offset : old.offset + old.size_bytes], np.float32)
+            factor = scale if slot["name"].endswith("lora_B") else 1.0
+            tensors.append(Tensor(slot["key"], old.size_bytes, blob, stream.tell()))
+            stream.write((array * np.float32(factor)).tobytes())
+    with (directory / "adapter.ptd").open("wb") as stream:
+        write_ptd(stream, tensors)
+    blob.unlink()
+
+
+@pytest.mark.parametrize(
+    ("user", "scale", "gate"),
+    [
+        ("bo", 1.0, "effect_cosine"),  # another user's adapter
+        ("ada", 0.0, "effect_present"),  # an adapter of zeros
+        ("ada", 0.5, "effect_norm"),  # alpha forgotten
+        ("ada", -1.0, "effect_cosine"),
+    ],
+)
+def test_an_adapter_that_does_something_else_fails(
+    world, measure, reseal, user, scale, gate
+) -> None:
+    wrong = reseal(world.adapters["ada"], lambda d: replace_adapter(d, world.adapters[user], scale))
+    result = measure(world.base, wrong)
+    assert {gate, "lowering_kl_mean.on"} <= failed(result)
+    assert not any(name.endswith(".off") for name in failed(result))
+    assert result.stage_at_fault == "adapter"
+
+
+def test_the_helper_above_changes_nothing_for_the_right_adapter(world, measure, reseal) -> None:
+    same = reseal(world.adapters["ada"], lambda d: replace_adapter(d, world.adapters["ada"], 1.0))
+    assert open_adapter(same, open_base(world.base)).slots
+    assert measure(world.base, same).passed
+
+
+UNUSABLE: dict[str, tuple[Callable[[Golden], Golden], str]] = {
+    "no thresholds": (lambda g: dataclasses.replace(g, thresholds={}), "lowering_top1 is missing"),
+    "no rung": (
+        lambda g: dataclasses.replace(
+            g, rungs={n: r for n, r in g.rungs.items() if n != "fake_quant.on"}
+        ),
+        "rung fake_quant.on is missing",
+    ),
+    "not finite": (lambda g: change_rungs(g, ["peft.on"], shift(np.nan)), "peft.on is not finite"),
+    "ids": (lambda g: dataclasses.replace(g, ids=g.ids + np.int32(9999)), "outside the vocabulary"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_goldens_that_cannot_judge_are_refused(world, measure, reseal, name) -> None:
+    change, message = UNUSABLE[name]
+    with pytest.raises(ArtifactError, match=message):
+        measure(world.base, reseal(world.adapters["ada"], with_golden(change)))
+
+
+def test_a_bundle_without_goldens_says_so(world, measure, reseal) -> None:
+    def strip(directory: Path) -> None:
+        for path in directory.glob("golden.*"):
+            path.unlink()
+
+    with pytest.raises(InputError, match="holds no goldens"):
+        measure(world.base, reseal(world.adapters["ada"], strip))
+
+
+def test_the_report_is_an_artifact_that_reads_back_and_is_reused(
+    world, cache_dir, tmp_path
+) -> None:
+    out = tmp_path / "report"
+    said: list[float] = []
+    report, result = parity(
+        world.base, world.adapters["ada"], out, 1, lambda _, share: said.append(share), cache_dir
+    )
+    assert dict(report.manifest.parents) == {
+        "base_bundle": open_artifact(world.base).id,
+        "adapter_bundle": open_artifact(world.adapters["ada"]).id,
+    }
+    assert said == sorted(said)
+    assert said[-1] < 1
+    assert read_report(report) == result
+    said.clear()
+    assert parity(world.base, world.adapters["ada"], out, 1, lambda _, s: said.append(s)) == (
+        report, result,
+    )  # fmt: skip
+    assert not said
+    shutil.rmtree(out)
+    again, _ = parity(world.base, world.adapters["ada"], out, 1, cache_dir=cache_dir)
+    assert again.id == report.id  # seconds are no part of it
+
+
+def test_the_report_holds_every_figure(world, measure) -> None:
+    value = json.loads(json.dumps(as_json(measure(world.base, world.adapters["ada"]))))
+    fields = {field.name for field in dataclasses.fields(ParityResult)}
+    assert set(value) == fields | {"format", "kl"}
+    assert set(value["gates"][0]) == {
+        "name", "value", "relation", "limit", "passed", "explanation",
+    }  # fmt: skip
+    assert set(value["lowering"]["on"]) >= {
+        "max_abs", "mean_abs", "kl_mean", "top1", "first_divergence", "earliest", "rows",
+    }  # fmt: skip
+    assert "lower bound" in value["kl"]
+    assert value["versions"]["executorch"]
+    assert value["reference_stages"]["merge"]["on"]["kl_mean"] < 1e-6
+
+
+def test_the_engine_is_left_usable_for_others(world, cache_dir, measure) -> None:
+    engine = open_engine(world.base, world.adapters["bo"], 1, cache_dir)
+    before = engine.prefill([5, 6, 7])
+    measure(world.base, world.adapters["ada"])
+    engine.reset()
+    assert np.array_equal(engine.prefill([5, 6, 7]), before)
