@@ -1,0 +1,87 @@
+"""Writes the pages that are made from the code: `docs/cli.md` and `docs/tables.md`.
+
+`python docs/generate.py` writes them; tests/test_docs.py fails when they differ from the code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from cloud.tasks import TASKS
+from export.recipes import RECIPES
+from pocketune import main
+from protos import errors
+
+HERE = Path(__file__).parent
+_WIDTH = 92
+_NOTE = "<!-- Made by docs/generate.py; do not edit. -->\n"
+
+
+def pages() -> dict[str, str]:
+    """File name -> content of every generated page."""
+    return {"cli.md": cli_page(), "tables.md": tables_page()}
+
+
+def cli_page() -> str:
+    """`--help` of every command."""
+    parts = ["# Commands\n", _NOTE]
+    for path, command in _commands(main, "pocketune"):
+        context = click.Context(command, info_name=path, terminal_width=_WIDTH)
+        parts += [f"## {path}\n", "```text", _machine_free(command.get_help(context)), "```\n"]
+    return "\n".join(parts)
+
+
+def tables_page() -> str:
+    """The tasks, the recipes and the exit codes."""
+    parts = ["# Tables\n", _NOTE, "## Tasks\n"]
+    parts += _table(
+        ("task", "kind", "item's fields", "a training pair's prompt"),
+        [
+            (t.name, t.kind, " → ".join(filter(None, (t.input_field, t.output_field))), t.prompt)
+            for t in TASKS.values()
+        ],
+    )
+    parts += ["\n## Recipes\n"]
+    parts += _table(
+        ("recipe", "what it makes", "gates"),
+        [
+            (r.name, r.description, ", ".join(f"{k} {v:g}" for k, v in r.thresholds.items()))
+            for r in RECIPES.values()
+        ],
+    )
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, errors.PocketuneError)
+    ]
+    rows = [(str(k.exit_code), k.__name__, str(k.__doc__).split("\n")[0]) for k in kinds[1:]]
+    rows += [("130", "", "Interrupted with Ctrl-C.")]
+    parts += ["\n## Exit codes\n", *_table(("code", "error", "meaning"), rows)]
+    return "\n".join(parts) + "\n"
+
+
+def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
+    yield path, command
+    if isinstance(command, click.Group):
+        for name, child in sorted(command.commands.items()):
+            yield from _commands(child, f"{path} {name}")
+
+
+def _machine_free(text: str) -> str:
+    """Help without what differs from one machine to the next."""
+    return re.sub(r"[ \t]+\n", "\n", text)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
+    return [lines[0], "|---" * len(head) + "|", *lines[1:]]
+
+
+if __name__ == "__main__":
+    for name, content in pages().items():
+        (HERE / name).write_text(content, encoding="utf-8")

@@ -1,0 +1,434 @@
+"""The composition root: the command `pocketune`, and the pipeline that joins the stages.
+
+Everything else shares artifacts, not code; only here do cloud, export and mobile_runtime meet. The
+function `personalize` is the main job from top to bottom.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import tomllib
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from cloud import cli as cloud_cli
+from export import cli as export_cli
+from mobile_runtime import cli as runtime_cli
+from protos.artifacts import Artifact, read_json
+from protos.errors import GateError, InputError, PocketuneError
+from protos.progress import Progress, shown
+
+if TYPE_CHECKING:
+    from mobile_runtime.report import ParityResult
+
+# A waiting OpenMP thread spins. Measured on 2 cores: for long, a busy machine slows down tenfold;
+# not at all, an idle one by a third; this is the middle. The library reads it when torch loads.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+POCKET = Path(cloud_cli.__file__).parent / "pocket"
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+DEFAULT_RECIPE = "executorch-xnnpack-8da4w"
+POCKET_ARGUMENTS = (
+    "--per-real", "3", "--temperature", "0.8", "--learning-rate", "2e-3", "--epochs", "12",
+    "--patience", "3", "--context-length", "512",
+)  # fmt: skip
+"""What suits the bundled models, which are far smaller than what the defaults are made for."""
+
+
+class Cli(click.Group):
+    """The boundary where an error becomes one line on standard error and an exit code.
+
+    PocketuneError: its own code. OSError (a full disk, a missing permission): 1. Ctrl-C: 130.
+    POCKETUNE_DEBUG=1 shows the traceback of whatever went wrong.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if os.environ.get("POCKETUNE_DEBUG"):
+            return super().main(*args, **kwargs)
+        _silence_libraries()
+        try:
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Exit as ended:
+            code = ended.exit_code
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except PocketuneError as error:
+            code = _fail(str(error), error.exit_code)
+        except (click.Abort, KeyboardInterrupt):
+            code = _fail("interrupted; nothing is half-written, run it again to go on", 130)
+        except BrokenPipeError:
+            code = 1
+        except OSError as error:
+            code = _fail(_os_error(error), 1)
+        except MemoryError:
+            code = _fail("out of memory", 1)
+        except Exception as error:  # a defect of ours: still one line, and how to see more
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            code = _fail(f"unexpected {what} (POCKETUNE_DEBUG=1 shows where)", 1)
+        return sys.exit(code)
+
+
+def _silence_libraries() -> None:
+    """Keep torch's and its neighbours' advice to developers out of our users' terminals."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"Error: {message}", err=True)
+    return code
+
+
+def _os_error(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{place}no space left on the disk; free some and run it again"
+    return f"{place}{error.strerror or error}"
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a TOML file's tables the defaults of the commands they are named after."""
+    if path is None:
+        return
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {error}") from None
+    group = cast("click.Group", context.command)
+    problems = _unknown_settings(group, settings, "")
+    if problems:
+        raise InputError(f"{path}: {'; '.join(problems)}")
+    context.default_map = settings
+
+
+def _unknown_settings(group: click.Group, table: dict[str, Any], prefix: str) -> list[str]:
+    problems: list[str] = []
+    for name, value in table.items():
+        command = group.commands.get(name)
+        if command is None or not isinstance(value, dict):
+            problems.append(f"[{prefix}{name}] is no command")
+        elif isinstance(command, click.Group):
+            problems += _unknown_settings(command, value, f"{prefix}{name}.")
+        else:
+            known = {parameter.name for parameter in command.params}
+            problems += [f"{prefix}{name}.{key} is no option" for key in value if key not in known]
+    return problems
+
+
+@click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pocketune")
+@click.option(
+    "--config", type=click.Path(path_type=Path), callback=_read_config, is_eager=True,
+    expose_value=False, help="TOML file with a table of defaults for each command.",
+)  # fmt: skip
+def main() -> None:
+    """Personal language models on the user's phone: augment, train, export, prove.
+
+    \b
+    The whole way at once:
+      pocketune demo --out build/demo
+      pocketune personalize items.jsonl --base path/to/model --out work
+    """
+
+
+@main.command("personalize")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
+@click.option("--out", required=True, type=DIRECTORY, help="Folder for all artifacts.")
+@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="See export recipes.")
+@click.option("--context-length", type=click.IntRange(min=1), help="Positions of the KV cache.")
+@click.option("--base-bundle", type=DIRECTORY, help="Where the BaseBundle is, or goes.")
+@click.option("--merged", is_flag=True, help="Export a merged program too, to compare with.")
+@cloud_cli.profile_options
+@cloud_cli.augment_options
+@cloud_cli.train_options
+@cloud_cli.seed_option
+@cloud_cli.threads_option
+@cloud_cli.json_option
+def personalize_command(source: Path, as_json: bool, **given: Any) -> None:
+    """From one user's items to a verified package for their phone.
+
+    SOURCE is a LaMP questions file or JSONL. Interrupted, it goes on where it was; a stage whose
+    inputs have not changed is skipped.
+
+    \b
+    Example:
+      pocketune personalize items.jsonl --prompt "Write a subject for this mail: {input}" \\
+          --base path/to/model --teacher "openai:http://localhost:8000/v1#my-model" --out work
+    """
+    result = personalize(source, **given)
+    click.echo(json.dumps(result.to_json()) if as_json else summary(result))
+    result.require_parity()
+
+
+@main.command("demo")
+@click.option("--out", default=Path("build/demo"), type=DIRECTORY, help="Folder for all artifacts.")
+@click.option(
+    "--task",
+    type=click.Choice(["LaMP_3", "LaMP_4"]),
+    default="LaMP_4",
+    show_default=True,
+    help="Rate reviews, or write headlines.",
+)
+@cloud_cli.threads_option
+@cloud_cli.json_option
+def demo_command(out: Path, task: str, threads: int, as_json: bool) -> None:
+    """The main job on the bundled models, for one bundled user; needs no network.
+
+    It is `personalize` with these arguments, and it must help the user measurably.
+
+    \b
+    Example:
+      pocketune demo --out build/demo
+    """
+    users = POCKET / "users" / task
+    first = read_json(users / "dev_questions.json")[0]["user_id"]
+    arguments = [
+        str(users / "dev_questions.json"), "--outputs", str(users / "dev_outputs.json"),
+        "--user", first, "--base", str(POCKET / "models" / "base"), "--teacher", "pocket",
+        "--out", str(out), "--threads", str(threads), "--merged", *POCKET_ARGUMENTS,
+    ]  # fmt: skip
+    given = personalize_command.make_context("demo", arguments).params
+    result = personalize(**{name: value for name, value in given.items() if name != "as_json"})
+    click.echo(json.dumps(result.to_json()) if as_json else summary(result))
+    result.require_parity()
+    result.require_gain()
+
+
+@dataclass
+class Result:
+    """What `personalize` made and saw; everything that the summary says.
+
+    seconds: of each stage that ran; a skipped one takes almost none. held_out: scores of the
+    answers that the runtime gave to questions the adapter never saw; None without such questions.
+    """
+
+    out: Path
+    profile: Artifact
+    dataset: Artifact
+    adapter: Artifact
+    base_bundle: Artifact
+    adapter_bundle: Artifact
+    merged_bundle: Artifact | None
+    parity: ParityResult
+    held_out: HeldOut | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts: ids, sizes, measurements and verdicts."""
+        artifacts = {
+            name: {"path": str(a.path), "id": a.id, "measured": a.manifest.measured}
+            for name in ("profile", "dataset", "adapter", "base_bundle", "adapter_bundle")
+            for a in [getattr(self, name)]
+        }
+        gates = [asdict(gate) for gate in self.parity.gates]
+        parity = {"passed": self.parity.passed, "gates": gates}
+        held_out = asdict(self.held_out) if self.held_out else None
+        return {"artifacts": artifacts, "parity": parity, "held_out": held_out}
+
+    def require_parity(self) -> None:
+        """Raise GateError unless the phone would answer as trained."""
+        from mobile_runtime.parity import require
+
+        require(self.parity)
+
+    def require_gain(self) -> None:
+        """Raise GateError unless personalization helped on the held-out questions."""
+        if self.held_out is None or self.held_out.gain_low <= 0:
+            raise GateError(f"no certain gain on held-out questions: {self.held_out}")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Answers of the runtime to held-out questions, base alone against base and adapter.
+
+    score: what is measured, higher is better. gain_low, gain_high: 95% bootstrap interval of the
+    mean paired difference. example: one question with both answers and the user's own.
+    """
+
+    questions: int
+    score: str
+    before: float
+    after: float
+    gain_low: float
+    gain_high: float
+    example: dict[str, str]
+
+
+def personalize(
+    source: Path,
+    *,
+    out: Path,
+    base: str,
+    recipe: str,
+    teacher: str,
+    threads: int,
+    context_length: int | None,
+    base_bundle: Path | None,
+    merged: bool,
+    **given: Any,
+) -> Result:
+    """The main job, stage by stage; each stage is skipped if its result is there already."""
+    from cloud.augment import AugmentConfig, augment
+    from cloud.teachers import open_teacher
+    from cloud.train import TrainConfig, train
+    from export.adapter import export_adapter
+    from export.base import export_base
+    from export.merged import export_merged
+    from export.prompts import read_prompts
+    from mobile_runtime.parity import parity
+    from protos.base_model import open_base
+
+    model, writer = open_base(base), open_teacher(teacher, threads)
+    augmenting = cloud_cli.pick(AugmentConfig, given)
+    training = cloud_cli.pick(TrainConfig, given)
+    profile = cloud_cli.import_profile(source, out / "profile", **given)
+    with shown("augment") as progress:
+        dataset = augment(profile, writer, out / "dataset", augmenting, progress)
+    with shown("train") as progress:
+        adapter = train(dataset, model, out / "adapter", training, threads, progress)
+    with shown("export base") as progress:
+        lowered = export_base(
+            base, base_bundle or out / "base-bundle", recipe, rank=training.rank,
+            context_length=context_length, threads=threads, progress=progress,
+        )  # fmt: skip
+    prompts = read_prompts(dataset.path)
+    with shown("export adapter") as progress:
+        bundle = export_adapter(
+            adapter.path, lowered.path, out / "adapter-bundle", base=base, prompts=prompts,
+            threads=threads, progress=progress,
+        )  # fmt: skip
+    whole = None
+    if merged:
+        with shown("export merged") as progress:
+            whole = export_merged(
+                adapter.path, out / "merged-bundle", recipe, base=base, prompts=prompts,
+                context_length=context_length, threads=threads, progress=progress,
+            )  # fmt: skip
+    with shown("parity") as progress:
+        _, verdict = parity(lowered.path, bundle.path, out / "parity", threads, progress)
+    with shown("held out") as progress:
+        held_out = answer_held_out(profile, lowered.path, bundle.path, threads, progress)
+    return Result(out, profile, dataset, adapter, lowered, bundle, whole, verdict, held_out)
+
+
+def answer_held_out(
+    profile: Artifact, base: Path, adapter: Path, threads: int, progress: Progress
+) -> HeldOut | None:
+    """Let the runtime answer the profile's held-out questions without and with the adapter."""
+    from cloud.metrics import bootstrap_interval, item_scores, score_name
+    from cloud.profiles import read_profile
+    from mobile_runtime.engine import open_engine
+    from mobile_runtime.generate import Sampling, complete
+    from mobile_runtime.prompt import open_prompt
+
+    user = read_profile(profile)
+    asked = [(q.query, q.output) for q in user.questions if q.output is not None]
+    if not asked:
+        return None
+    engine, prompt = open_engine(base, None, threads), open_prompt(base)
+    answers: list[list[str]] = []
+    for round_, bundle in enumerate((None, adapter)):
+        engine.set_adapter(bundle)
+        answers.append([])
+        for number, (query, _) in enumerate(asked, 1):
+            ids = prompt.encode(query)
+            answers[-1].append(complete(engine, prompt, ids, Sampling())[0])
+            progress(f"{number} of {len(asked)} answers", (round_ + number / len(asked)) / 2)
+    golds = [gold for _, gold in asked]
+    before, after = (item_scores(user.task, said, golds) for said in answers)
+    _, low, high = bootstrap_interval([b - a for a, b in zip(before, after, strict=True)])
+    example = {"asked": asked[0][0], "before": answers[0][0], "after": answers[1][0]}
+    return HeldOut(
+        len(asked), score_name(user.task), sum(before) / len(asked), sum(after) / len(asked),
+        low, high, {**example, "user": golds[0]},
+    )  # fmt: skip
+
+
+def summary(result: Result) -> str:
+    """What happened, for people."""
+    data, trained = result.dataset.manifest.measured, result.adapter.manifest.measured
+    rejected = ", ".join(f"{name} {count}" for name, count in data["rejected"].items() if count)
+    lines = [
+        ("Augmented", f"{data['real']} real items and {data['synthetic']} synthetic ones"),
+        ("", f"kept {data['synthetic']} of {data['asked']}; rejected: {rejected or 'none'}"),
+        ("Trained", f"validation loss {trained['valid_loss_before']:.3f} before, "
+                    f"{trained['valid_loss_after']:.3f} after (epoch {trained['best_epoch']} of "
+                    f"{trained['epochs']}, {trained['seconds']:.0f} s)"),
+        *_held_out_lines(result.held_out),
+        *_phone_lines(result),
+        *_parity_lines(result.parity),
+        ("Artifacts", str(result.out)),
+    ]  # fmt: skip
+    head = f"{result.profile.config['task']['name']} for user {result.profile.config['user']}"
+    return "\n".join(["", head, ""] + [f"{name:<10} {text}" for name, text in lines])
+
+
+def _held_out_lines(held_out: HeldOut | None) -> list[tuple[str, str]]:
+    if held_out is None:
+        return []
+    rows = [("Answer" if name == "asked" else "", f"{name:<7} {_short(text)}")
+            for name, text in held_out.example.items()]  # fmt: skip
+    gain = held_out.after - held_out.before
+    numbers = (
+        f"{held_out.score} {held_out.before:.3f} before, {held_out.after:.3f} after: "
+        f"{gain:+.3f} (95% interval {held_out.gain_low:+.3f} to {held_out.gain_high:+.3f})"
+    )
+    return [*rows, ("Held out", f"{held_out.questions} questions, answered by the runtime"),
+            ("", numbers)]  # fmt: skip
+
+
+def _phone_lines(result: Result) -> list[tuple[str, str]]:
+    base, own = result.base_bundle.manifest.measured, result.adapter_bundle.manifest.measured
+    rows = [
+        ("Phone", f"base, once: {base['wire_bytes'] / 1e6:.2f} MB, "
+                  f"lowered in {base['lowering_seconds']:.1f} s"),
+        ("", f"adapter, per user: {own['wire_bytes'] / 1e6:.2f} MB, "
+             f"written in {own['adapter_seconds']:.3f} s"),
+    ]  # fmt: skip
+    if result.merged_bundle:
+        whole = result.merged_bundle.manifest.measured
+        rows.append(("", f"(merged it would be {whole['wire_bytes'] / 1e6:.2f} MB and "
+                         f"{whole['lowering_seconds']:.1f} s per user)"))  # fmt: skip
+    return rows
+
+
+def _parity_lines(parity: ParityResult) -> list[tuple[str, str]]:
+    failed = [gate for gate in parity.gates if not gate.passed]
+    verdict = "sound" if parity.passed else f"FAILED at {parity.stage_at_fault}"
+    rows = [("Parity", f"{verdict}: {len(parity.gates) - len(failed)} of {len(parity.gates)} gates "
+                       f"over {parity.positions} positions")]  # fmt: skip
+    on = parity.lowering.get("on")
+    if on and parity.effect:
+        rows.append(("", f"top-1 {on.top1:.2%}, KL {on.kl_mean:.1e} nats to the same weights in "
+                         f"PyTorch; adapter effect cosine {parity.effect.cosine:.4f}"))  # fmt: skip
+    return rows + [("", f"FAILED {gate.name}: {gate.explanation}") for gate in failed]
+
+
+def _short(text: str, most: int = 150) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
+
+
+for _command in (
+    cloud_cli.profile,
+    cloud_cli.augment_command,
+    cloud_cli.train_command,
+    export_cli.export,
+    runtime_cli.parity,
+    runtime_cli.run,
+):
+    main.add_command(_command)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The main job, as the README tells it: from a bundled user's items to a verified package.
+
+It runs the commands a person would run, on the bundled models and the real ExecuTorch runtime, and
+then does to the result what a person might: another user's adapter, the wrong base, a second run.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cloud.pocket
+from cloud.metrics import bootstrap_interval
+from protos.artifacts import open_artifact
+
+POCKET = Path(cloud.pocket.__file__).parent
+BASE = POCKET / "models" / "base"
+pytestmark = pytest.mark.slow
+
+
+def pocketune(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pocketune", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+def users(task: str) -> list[str]:
+    questions = json.loads((POCKET / "users" / task / "dev_questions.json").read_text())
+    return list(dict.fromkeys(sample["user_id"] for sample in questions))
+
+
+def personalize(task: str, user: str, out: Path, bases: Path) -> dict[str, Any]:
+    folder = POCKET / "users" / task
+    result = pocketune(
+        "personalize", folder / "dev_questions.json", "--outputs", folder / "dev_outputs.json",
+        "--user", user, "--base", BASE, "--teacher", "pocket", "--out", out,
+        "--base-bundle", bases / "base-bundle", "--learning-rate", "2e-3", "--epochs", "10",
+        "--context-length", "512", "--json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipeline")
+
+
+@pytest.fixture(scope="module", params=["LaMP_4", "LaMP_3"])
+def made(request: pytest.FixtureRequest, work: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The task, the bundled user's result, and another user's on the same base."""
+    task = str(request.param)
+    one, other = users(task)[:2]
+    first = personalize(task, one, work / task / "one", work)
+    return task, first, personalize(task, other, work / task / "other", work)
+
+
+def test_the_bundled_user_gains_and_the_interval_is_above_zero(made) -> None:
+    _, first, _ = made
+    assert first["held_out"]["questions"] >= 20
+    assert first["held_out"]["gain_low"] > 0
+    assert first["parity"]["passed"]
+
+
+def test_another_users_adapter_does_not_help(made, work: Path) -> None:
+    from cloud.metrics import item_scores
+    from cloud.profiles import read_profile
+    from mobile_runtime.engine import open_engine
+    from mobile_runtime.generate import Sampling, complete
+    from mobile_runtime.prompt import open_prompt
+
+    task, *_ = made
+    user = read_profile(open_artifact(work / task / "one" / "profile"))
+    base = work / "base-bundle"
+    engine, prompt = open_engine(base, None, threads=2), open_prompt(base)
+    scores: dict[str, list[float]] = {}
+    for name in ("none", "one", "other"):
+        bundle = None if name == "none" else work / task / name / "adapter-bundle"
+        engine.set_adapter(bundle)
+        said = [
+            complete(engine, prompt, prompt.encode(q.query), Sampling())[0] for q in user.questions
+        ]
+        golds = [str(question.output) for question in user.questions]
+        scores[name] = item_scores(user.task, said, golds)
+    other = [b - a for a, b in zip(scores["none"], scores["other"], strict=True)]
+    assert bootstrap_interval(other)[1] <= 0, "another user's adapter helps: it learned the task"
+    own = [b - a for a, b in zip(scores["other"], scores["one"], strict=True)]
+    assert bootstrap_interval(own)[1] > 0
+
+
+def test_the_same_again_skips_every_stage(made, work: Path) -> None:
+    task, first, _ = made
+    started = time.monotonic()
+    again = personalize(task, users(task)[0], work / task / "one", work)
+    assert again["artifacts"] == first["artifacts"]
+    assert time.monotonic() - started < 120
+
+
+def test_an_adapter_for_another_base_is_refused_and_never_run(
+    made, work: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    task, *_ = made
+    bundle = work / task / "one" / "adapter-bundle"
+    adapter = work / task / "one" / "adapter"
+    other = tmp_path / "other-base"
+    lowered = pocketune(
+        "export", "base", "--base", tiny_base, "--out", other,
+        "--recipe", "executorch-xnnpack-fp32", "--context-length", "128",
+    )  # fmt: skip
+    assert lowered.returncode == 0, lowered.stderr
+    ran = pocketune("run", "--base-bundle", other, "--adapter-bundle", bundle, "hello")
+    assert ran.returncode == 4
+    assert ran.stdout == ""
+    assert "made for" in ran.stderr or "base" in ran.stderr
+    exported = pocketune(
+        "export", "adapter", adapter, "--base", tiny_base, "--bundle", other,
+        "--out", tmp_path / "bundle",
+    )  # fmt: skip
+    assert exported.returncode == 4
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_phone_answers_in_the_users_manner(made, work: Path) -> None:
+    task, first, _ = made
+    question = first["held_out"]["example"]["asked"]
+    bundles = ("--base-bundle", work / "base-bundle")
+    own = (*bundles, "--adapter-bundle", work / task / "one" / "adapter-bundle")
+    assert pocketune("run", *own, question).stdout.strip() == first["held_out"]["example"]["after"]
+    before = pocketune("run", *bundles, question).stdout.strip()
+    assert before == first["held_out"]["example"]["before"]
