@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
+from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
 from export import cli as export_cli
@@ -46,7 +47,6 @@ POCKET_ARGUMENTS = (
 class Cli(click.Group):
     """The boundary where an error becomes one line on standard error and an exit code.
 
-    PocketuneError: its own code. OSError (a full disk, a missing permission): 1. Ctrl-C: 130.
     POCKETUNE_DEBUG=1 shows the traceback of whatever went wrong.
     """
 
@@ -61,19 +61,9 @@ class Cli(click.Group):
         except click.ClickException as error:
             error.show()
             code = error.exit_code
-        except PocketuneError as error:
-            code = _fail(str(error), error.exit_code)
-        except (click.Abort, KeyboardInterrupt):
-            code = _fail("interrupted; nothing is half-written, run it again to go on", 130)
-        except BrokenPipeError:
-            code = 1
-        except OSError as error:
-            code = _fail(_os_error(error), 1)
-        except MemoryError:
-            code = _fail("out of memory", 1)
-        except Exception as error:  # a defect of ours: still one line, and how to see more
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            code = _fail(f"unexpected {what} (POCKETUNE_DEBUG=1 shows where)", 1)
+        except (Exception, KeyboardInterrupt) as error:
+            message, code = _explain(error)
+            click.echo(f"Error: {message}", err=True)
         return sys.exit(code)
 
 
@@ -83,9 +73,22 @@ def _silence_libraries() -> None:
     logging.disable(logging.WARNING)
 
 
-def _fail(message: str, code: int) -> int:
-    click.echo(f"Error: {message}", err=True)
-    return code
+def _explain(error: BaseException) -> tuple[str, int]:
+    """The one line and the exit code for whatever ended a command."""
+    match error:
+        case PocketuneError():
+            return str(error), error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return "interrupted; nothing is half-written, run it again to go on", 130
+        case OSError():
+            return _os_error(error), 1
+        case SafetensorError():  # it wraps the errors of the operating system
+            return f"{error}; check the disk and run it again", 1
+        case MemoryError():
+            return "out of memory", 1
+        case _:  # a defect of ours: still one line, and how to see more
+            what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            return f"unexpected {what} (POCKETUNE_DEBUG=1 shows where)", 1
 
 
 def _os_error(error: OSError) -> str:
@@ -174,16 +177,9 @@ def personalize_command(source: Path, as_json: bool, **given: Any) -> None:
 
 @main.command("demo")
 @click.option("--out", default=Path("build/demo"), type=DIRECTORY, help="Folder for all artifacts.")
-@click.option(
-    "--task",
-    type=click.Choice(["LaMP_3", "LaMP_4"]),
-    default="LaMP_4",
-    show_default=True,
-    help="Rate reviews, or write headlines.",
-)
 @cloud_cli.threads_option
 @cloud_cli.json_option
-def demo_command(out: Path, task: str, threads: int, as_json: bool) -> None:
+def demo_command(out: Path, threads: int, as_json: bool) -> None:
     """The main job on the bundled models, for one bundled user; needs no network.
 
     It is `personalize` with these arguments, and it must help the user measurably.
@@ -192,7 +188,7 @@ def demo_command(out: Path, task: str, threads: int, as_json: bool) -> None:
     Example:
       pocketune demo --out build/demo
     """
-    users = POCKET / "users" / task
+    users = POCKET / "users" / "LaMP_4"
     first = read_json(users / "dev_questions.json")[0]["user_id"]
     arguments = [
         str(users / "dev_questions.json"), "--outputs", str(users / "dev_outputs.json"),
@@ -245,7 +241,11 @@ class Result:
     def require_gain(self) -> None:
         """Raise GateError unless personalization helped on the held-out questions."""
         if self.held_out is None or self.held_out.gain_low <= 0:
-            raise GateError(f"no certain gain on held-out questions: {self.held_out}")
+            found = f"{self.held_out.gain_low:+.3f}" if self.held_out else "no questions"
+            raise GateError(
+                "personalization did not measurably help: the 95% interval of the gain on held-out "
+                f"questions begins at {found}, expected above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def summary(result: Result) -> str:
     rejected = ", ".join(f"{name} {count}" for name, count in data["rejected"].items() if count)
     lines = [
         ("Augmented", f"{data['real']} real items and {data['synthetic']} synthetic ones"),
-        ("", f"kept {data['synthetic']} of {data['asked']}; rejected: {rejected or 'none'}"),
+        ("", f"{data['wanted']} wanted, {data['asked']} asked; rejected: {rejected or 'none'}"),
         ("Trained", f"validation loss {trained['valid_loss_before']:.3f} before, "
                     f"{trained['valid_loss_after']:.3f} after (epoch {trained['best_epoch']} of "
                     f"{trained['epochs']}, {trained['seconds']:.0f} s)"),

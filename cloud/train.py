@@ -93,12 +93,20 @@ class Example:
 
 @dataclass
 class State:
-    """Where a training run stands, beside the adapter and the optimizer."""
+    """Where a training run stands, beside the adapter and the optimizer.
+
+    history: losses before training and after each epoch. best_epoch: the one whose adapter is kept,
+    0 before the first has ended. An untrained adapter is never kept, even if no epoch beats it: it
+    would load and do nothing; `measured` and the parity report show what the kept one does.
+    """
 
     step: int
-    best_loss: float
     best_epoch: int
     history: list[dict[str, float]]
+
+    @property
+    def best_loss(self) -> float:
+        return self.history[self.best_epoch]["valid_loss"] if self.best_epoch else math.inf
 
 
 def train(
@@ -174,7 +182,7 @@ def _fit(
     state = _resume(checkpoint, parameters, best, optimizer)
     if state is None:
         before = {"train_loss": _loss(model, rows), "valid_loss": _loss(model, valid)}
-        state = State(0, before["valid_loss"], 0, [before])
+        state = State(0, 0, [before])
     while state.step < last and len(state.history) - 1 - state.best_epoch < config.patience:
         epoch = state.step // per_epoch
         train_loss = 0.0
@@ -193,7 +201,7 @@ def _fit(
         valid_loss = _loss(model, valid)
         state.history.append({"train_loss": train_loss, "valid_loss": valid_loss})
         if valid_loss < state.best_loss:
-            state.best_loss, state.best_epoch = valid_loss, epoch + 1
+            state.best_epoch = epoch + 1
             best.update(_copies(parameters))
         _save(checkpoint, state, parameters, best, optimizer)
     with torch.no_grad():
