@@ -147,7 +147,8 @@ def stage_at_fault(
 ) -> str | None:
     """The first stage on the way to the phone that explains a failure; None if nothing failed.
 
-    One of tokenizer, merge, quantization, lowering, adapter, control.
+    One of tokenizer, training (PEFT's own adapter changes nothing), merge, quantization, lowering,
+    adapter, control.
     """
     failed = {gate.name for gate in gates if not gate.passed}
     if not failed:
@@ -156,6 +157,8 @@ def stage_at_fault(
         return "tokenizer" if failed & _TOKENIZER_GATES else "golden"
     if failed == {"negative_control"}:
         return "control"
+    if any(effect.reference_norm <= effect.floor for effect in stages.effects.values()):
+        return "training"
     if _over(stages.merge, MERGE_KL_MEAN) or _effect_fails(stages.effects, "merged", limits):
         return "merge"
     quantization_limit = limits.get("quantization_kl_mean", limits["lowering_kl_mean"])

@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Golden], Golden], str, str]] = {
             dataclasses.replace(r, logits=np.ascontiguousarray(r.logits[:, ::-1])))),
         "effect_cosine", "adapter",
     ),
-    "no effect": (everything_is_noise, "effect_present", "merge"),
+    "no effect": (everything_is_noise, "effect_present", "training"),
     "control": (
         lambda g: limits(effect_cosine=-1, effect_norm_low=0, effect_norm_high=9)(
             dataclasses.replace(g, noise_floor=dataclasses.replace(g.noise_floor, norm=-1.0))
@@ -189,6 +189,27 @@ def test_every_gate_can_fail_and_names_the_stage(world, measure, reseal, name) -
     assert result.stage_at_fault == stage
     with pytest.raises(GateError, match=f"stage at fault: {stage}"):
         require(result)
+
+
+def test_an_adapter_that_was_not_trained_fails_and_training_is_named(
+    world, measure, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    from export.adapter import export_adapter
+
+    untrained = tmp_path / "untrained"
+    shutil.copytree(world.peft["ada"], untrained)
+    weights = load_file(untrained / "adapter_model.safetensors")
+    zeroed = {k: v * (0 if "lora_B" in k else 1) for k, v in weights.items()}
+    save_file(zeroed, untrained / "adapter_model.safetensors")
+    export_adapter(
+        untrained, world.base, tmp_path / "bundle", base=str(world.base_model), trust_base=True,
+        threads=1,
+    )  # fmt: skip
+    result = measure(world.base, tmp_path / "bundle")
+    assert {"effect_present", "effect_cosine", "effect_norm"} <= failed(result)
+    assert result.stage_at_fault == "training"
 
 
 def test_end_tokens_that_are_no_tokens_fail(world, measure, reseal) -> None:
