@@ -8,7 +8,6 @@ Every row says whether it is real, and where it came from. The teacher sees trai
 from __future__ import annotations
 
 import random
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -103,34 +102,34 @@ def augment(
     train, valid = split(user.items)
     wanted = round(config.per_real * len(train))
     filters = _filters(user, train, valid)
-    work = work_dir(out, parents, resolved)
     counts: Counter[str] = Counter()
     kept: list[Candidate] = []
     rejected: list[dict[str, Any]] = []
-    for candidate in _candidates(user.task, train, teacher, wanted, config, work):
-        reason = filters.rejects(candidate.pair) if candidate.pair else "unparsed"
-        counts[reason or "kept"] += 1
-        if reason:
-            rejected.append(_rejected_row(candidate, reason))
-        else:
-            kept.append(candidate)
-            progress(f"{len(kept)} of {wanted} kept, {len(rejected)} rejected", len(kept) / wanted)
-        if len(kept) == wanted:
-            break
+    with work_dir(out, parents, resolved) as work:
+        for candidate in _candidates(user.task, train, teacher, wanted, config, work):
+            reason = filters.rejects(candidate.pair) if candidate.pair else "unparsed"
+            counts[reason or "kept"] += 1
+            if reason:
+                rejected.append(_rejected_row(candidate, reason))
+            else:
+                kept.append(candidate)
+                progress(f"{len(kept)} kept, {len(rejected)} rejected", len(kept) / wanted)
+            if len(kept) == wanted:
+                break
+        if kept or not wanted:
+            with create(out, "Dataset", parents, resolved) as draft:
+                real = [_real_row(user.task, item) for item in train]
+                synthetic = [_synthetic_row(user.task, candidate) for candidate in kept]
+                write_rows(draft.path / TRAIN_FILE, real + synthetic)
+                write_rows(draft.path / VALID_FILE, [_real_row(user.task, item) for item in valid])
+                write_rows(draft.path / REJECTED_FILE, rejected)
+                draft.measured.update(
+                    real=len(train), valid=len(valid), wanted=wanted, synthetic=len(kept),
+                    asked=sum(counts.values()), rejected={name: counts[name] for name in FILTERS},
+                )  # fmt: skip
     if wanted and not kept:
         reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
         raise TeacherError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
-    with create(out, "Dataset", parents, resolved) as draft:
-        real = [_real_row(user.task, item) for item in train]
-        synthetic = [_synthetic_row(user.task, candidate) for candidate in kept]
-        write_rows(draft.path / TRAIN_FILE, real + synthetic)
-        write_rows(draft.path / VALID_FILE, [_real_row(user.task, item) for item in valid])
-        write_rows(draft.path / REJECTED_FILE, rejected)
-        draft.measured.update(
-            real=len(train), valid=len(valid), wanted=wanted, synthetic=len(kept),
-            asked=sum(counts.values()), rejected={name: counts[name] for name in FILTERS},
-        )  # fmt: skip
-    shutil.rmtree(work, ignore_errors=True)
     return open_artifact(out, "Dataset")
 
 

@@ -8,7 +8,6 @@ A killed run goes on from its last checkpoint and ends with the adapter of an un
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -140,24 +139,23 @@ def train(
         raise InputError(f"{dataset.path}: {len(rows)} rows to train on, {len(valid)} to check by")
     torch.manual_seed(config.seed)
     model = _adapted(base, config, dtype)
-    work = work_dir(out, parents, resolved)
-    state = _fit(model, rows, valid, config, work / _CHECKPOINT, progress)
-    with create(out, "Adapter", parents, resolved) as draft:
-        _save_peft(model, base, draft.path)
-        draft.measured.update(
-            valid_loss_before=state.history[0]["valid_loss"],
-            valid_loss_after=state.best_loss,
-            train_loss_before=state.history[0]["train_loss"],
-            train_loss_after=state.history[state.best_epoch]["train_loss"],
-            best_epoch=state.best_epoch,
-            epochs=len(state.history) - 1,
-            steps=state.step,
-            rows=len(rows),
-            truncated=truncated,
-            seconds=round(time.monotonic() - started, 2),
-            history=state.history,
-        )
-    shutil.rmtree(work, ignore_errors=True)
+    with work_dir(out, parents, resolved) as work:
+        state = _fit(model, rows, valid, config, work / _CHECKPOINT, progress)
+        with create(out, "Adapter", parents, resolved) as draft:
+            _save_peft(model, base, draft.path)
+            draft.measured.update(
+                valid_loss_before=state.history[0]["valid_loss"],
+                valid_loss_after=state.best_loss,
+                train_loss_before=state.history[0]["train_loss"],
+                train_loss_after=state.history[state.best_epoch]["train_loss"],
+                best_epoch=state.best_epoch,
+                epochs=len(state.history) - 1,
+                steps=state.step,
+                rows=len(rows),
+                truncated=truncated,
+                seconds=round(time.monotonic() - started, 2),
+                history=state.history,
+            )
     return open_artifact(out, "Adapter")
 
 

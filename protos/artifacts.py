@@ -224,20 +224,35 @@ def create(
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def work_dir(path: Path, parents: Mapping[str, str], config: Mapping[str, Any]) -> Path:
+@contextlib.contextmanager
+def work_dir(path: Path, parents: Mapping[str, str], config: Mapping[str, Any]) -> Generator[Path]:
     """Where a stage keeps checkpoints of the artifact it is making at `path`.
 
     The name holds a digest of the inputs, so a run never resumes from another run's checkpoint;
-    those of other inputs are removed. The stage removes its own when the artifact is installed.
+    those of other inputs are removed. It goes when the block ends well, and stays if it raises, for
+    the next run to resume from.
+
+    Raises:
+        InputError: another process is making this artifact from these inputs.
     """
     key = digest_json([dict(parents), dict(config), tool_versions()])[:16]
     path = path.absolute()
     mine = path.parent / f".{path.name}.{key}.work"
-    for other in path.parent.glob(f".{path.name}.*.work"):
-        if other != mine:
-            shutil.rmtree(other, ignore_errors=True)
     mine.mkdir(parents=True, exist_ok=True)
-    return mine
+    lock = os.open(mine, os.O_RDONLY)
+    try:
+        if not _locked(lock):
+            raise InputError(
+                f"{path}: another process is making this artifact right now; let it finish, then "
+                "run this again"
+            )
+        for other in path.parent.glob(f".{path.name}.*.work"):
+            if other != mine:
+                _remove_unlocked(other)
+        yield mine
+        shutil.rmtree(mine, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -420,10 +435,23 @@ def _refuse_to_replace(path: Path, kind: str) -> None:
 def _remove_abandoned(path: Path) -> None:
     """Remove drafts of the same artifact whose writer is dead: nobody holds their lock."""
     for partial in path.parent.glob(f".{path.name}.*.partial"):
-        with contextlib.suppress(OSError):
-            handle = os.open(partial, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(partial, ignore_errors=True)
-            finally:
-                os.close(handle)
+        _remove_unlocked(partial)
+
+
+def _remove_unlocked(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            if _locked(handle):
+                shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(handle)
+
+
+def _locked(handle: int) -> bool:
+    """Take the lock of an open directory; False if another process has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

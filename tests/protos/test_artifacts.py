@@ -219,13 +219,35 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 def test_work_dirs_belong_to_their_inputs(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    first = work_dir(path, PARENTS, CONFIG)
-    (first / "checkpoint").write_text("x")
-    assert work_dir(path, PARENTS, CONFIG) == first
-    assert (first / "checkpoint").exists()
-    second = work_dir(path, PARENTS, {**CONFIG, "seed": 1})
-    assert second != first
-    assert not first.exists()
+
+    def interrupted() -> None:
+        with work_dir(path, PARENTS, CONFIG) as work:
+            (work / "checkpoint").write_text("x")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    (first,) = tmp_path.iterdir()
+    with work_dir(path, PARENTS, CONFIG) as again:
+        assert again == first
+        assert (first / "checkpoint").exists()
+    assert not first.exists(), "it is of no use once the artifact is there"
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with work_dir(path, PARENTS, {**CONFIG, "seed": 1}) as second:
+        assert second != first
+        assert not first.exists()
+
+
+def test_two_processes_do_not_share_a_work_dir(tmp_path: Path) -> None:
+    with work_dir(tmp_path / "a", PARENTS, CONFIG) as mine:
+        with (
+            pytest.raises(InputError, match="another process is making this artifact"),
+            work_dir(tmp_path / "a", PARENTS, CONFIG),
+        ):
+            pass
+        with work_dir(tmp_path / "a", PARENTS, {**CONFIG, "seed": 1}):
+            assert mine.exists(), "a living run's checkpoints were removed"
 
 
 def test_digests_do_not_depend_on_key_order() -> None:
