@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cloud.augment import TRAIN_FILE, VALID_FILE
+from cloud.checkpoint import State, copies, resume, save
 from cloud.profiles import read_rows
 from protos.artifacts import (
     Artifact,
@@ -90,24 +91,6 @@ class Example:
     completion: int
 
 
-@dataclass
-class State:
-    """Where a training run stands, beside the adapter and the optimizer.
-
-    history: losses before training and after each epoch. best_epoch: the one whose adapter is kept,
-    0 before the first has ended. An untrained adapter is never kept, even if no epoch beats it: it
-    would load and do nothing; `measured` and the parity report show what the kept one does.
-    """
-
-    step: int
-    best_epoch: int
-    history: list[dict[str, float]]
-
-    @property
-    def best_loss(self) -> float:
-        return self.history[self.best_epoch]["valid_loss"] if self.best_epoch else math.inf
-
-
 def train(
     dataset: Artifact,
     base: BaseModel,
@@ -176,8 +159,8 @@ def _fit(
     )
     per_epoch = math.ceil(len(rows) / config.batch_size)
     last = per_epoch * config.epochs
-    best = _copies(parameters)
-    state = _resume(checkpoint, parameters, best, optimizer)
+    best = copies(parameters)
+    state = resume(checkpoint, parameters, best, optimizer)
     if state is None:
         before = {"train_loss": _loss(model, rows), "valid_loss": _loss(model, valid)}
         state = State(0, 0, [before])
@@ -200,8 +183,8 @@ def _fit(
         state.history.append({"train_loss": train_loss, "valid_loss": valid_loss})
         if valid_loss < state.best_loss:
             state.best_epoch = epoch + 1
-            best.update(_copies(parameters))
-        _save(checkpoint, state, parameters, best, optimizer)
+            best.update(copies(parameters))
+        save(checkpoint, state, parameters, best, optimizer)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(best[name])
@@ -334,59 +317,3 @@ def _dtype(config: TrainConfig) -> torch.dtype:
     import torch
 
     return compute_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
-
-
-def _copies(parameters: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
-
-
-def _save(
-    path: Path,
-    state: State,
-    parameters: dict[str, Any],
-    best: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    """Write everything the run needs to go on, as one file that is replaced at once."""
-    import json
-
-    from safetensors.torch import save_file
-
-    tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in parameters.items():
-        tensors[f"now.{name}"] = parameter.detach()
-        tensors[f"best.{name}"] = best[name]
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}.{name}"] = value
-    partial = path.with_suffix(".partial")
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"state": json.dumps(asdict(state))})
-    partial.rename(path)
-
-
-def _resume(
-    path: Path,
-    parameters: dict[str, Any],
-    best: dict[str, torch.Tensor],
-    optimizer: torch.optim.Optimizer,
-) -> State | None:
-    """Put a checkpoint's tensors in place and return where it stood; None if there is none."""
-    import json
-
-    import torch
-    from safetensors import safe_open
-
-    if not path.is_file():
-        return None
-    with safe_open(path, "pt") as stored, torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(stored.get_tensor(f"now.{name}"))
-            best[name] = stored.get_tensor(f"best.{name}").to(parameter.device)
-            optimizer.state[parameter] = {
-                key: stored.get_tensor(f"{key}.{name}").to(
-                    "cpu" if key == "step" else parameter.device
-                )
-                for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        metadata = stored.metadata()
-    return State(**json.loads(metadata["state"]))

@@ -1,0 +1,87 @@
+"""Where a training run stands, as one file that is replaced at once.
+
+In: the trained parameters, the best ones so far, the optimizer and the losses. Out: the same, after
+a kill. Data order and learning rate depend on seed and step only, so nothing else has to be kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class State:
+    """Where a training run stands, beside the adapter and the optimizer.
+
+    history: losses before training and after each epoch. best_epoch: the one whose adapter is kept,
+    0 before the first has ended. An untrained adapter is never kept, even if no epoch beats it: it
+    would load and do nothing; `measured` and the parity report show what the kept one does.
+    """
+
+    step: int
+    best_epoch: int
+    history: list[dict[str, float]]
+
+    @property
+    def best_loss(self) -> float:
+        return self.history[self.best_epoch]["valid_loss"] if self.best_epoch else math.inf
+
+
+def copies(parameters: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The parameters' values as they are now, by name."""
+    return {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+
+def save(
+    path: Path,
+    state: State,
+    parameters: dict[str, Any],
+    best: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """Write everything the run needs to go on, as one file that is replaced at once."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in parameters.items():
+        tensors[f"now.{name}"] = parameter.detach()
+        tensors[f"best.{name}"] = best[name]
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}.{name}"] = value
+    partial = path.with_suffix(".partial")
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={"state": json.dumps(asdict(state))})
+    partial.rename(path)
+
+
+def resume(
+    path: Path,
+    parameters: dict[str, Any],
+    best: dict[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> State | None:
+    """Put a checkpoint's tensors in place and return where it stood; None if there is none."""
+    import torch
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return None
+    with safe_open(path, "pt") as stored, torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(stored.get_tensor(f"now.{name}"))
+            best[name] = stored.get_tensor(f"best.{name}").to(parameter.device)
+            optimizer.state[parameter] = {
+                key: stored.get_tensor(f"{key}.{name}").to(
+                    "cpu" if key == "step" else parameter.device
+                )
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        metadata = stored.metadata()
+    return State(**json.loads(metadata["state"]))
