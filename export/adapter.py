@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from export.base import PROGRAM
@@ -33,7 +34,7 @@ from export.peft_adapter import (
     refuse_unrepresentable,
 )
 from export.prompts import golden_prompts
-from export.recipes import find_recipe
+from export.recipes import Recipe, find_recipe
 from protos.artifacts import (
     Artifact,
     create,
@@ -44,12 +45,14 @@ from protos.artifacts import (
     write_json,
 )
 from protos.base_model import BaseModel, load_tokenizer, open_base
-from protos.errors import ArtifactError, MismatchError
+from protos.errors import ArtifactError, MismatchError, UnsupportedError
 from protos.golden import write_golden
+from protos.half_file import pack
 from protos.progress import Progress, part, silent
 
 KIND = "AdapterBundle"
-ADAPTER_DATA = "adapter.ptd"
+DATA_FILES = {"float32": "adapter.ptd", "float16": "adapter.ptd16"}
+"""Where an adapter's tensors are, by their type on the wire."""
 ADAPTER_FILE = "adapter.json"
 FORMAT = 1
 
@@ -114,15 +117,20 @@ def export_adapter(
         started = time.perf_counter()
         progress("writing the adapter", 0.0)
         folded = fold(source, layout, _module_names(model_files))
-        _write_adapter(draft.path, opened, layout, folded)
+        recipe = find_recipe(resolved.recipe)
+        shipped = _shipped(source.path, folded, recipe)
+        _write_adapter(draft.path, opened, layout, shipped, recipe)
         draft.measured["adapter_seconds"] = round(time.perf_counter() - started, 4)
         draft.measured["wire_bytes"] = sum(
-            (draft.path / name).stat().st_size for name in (PROGRAM, ADAPTER_DATA)
+            (draft.path / name).stat().st_size
+            for name in (PROGRAM, DATA_FILES[recipe.adapter_dtype])
         )
         if goldens:
             started = time.perf_counter()
             make = _golden_maker(model_files, resolved, prompts, part(progress, 0.05, 1.0))
-            write_golden(draft.path, adapter_golden(make, source.path, folded, layout.rank))
+            write_golden(
+                draft.path, adapter_golden(make, source.path, folded, shipped, layout.rank)
+            )
             draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
     return open_artifact(out, KIND)
 
@@ -153,12 +161,34 @@ def _module_names(base: BaseModel) -> list[str]:
     return [name for name, _ in model.named_modules()]
 
 
-def _write_adapter(directory: Path, bundle: Artifact, layout: Layout, folded: Arrays) -> None:
-    keys = adapter_keys(layout, folded_digest(folded))
+def _shipped(path: Path, folded: Arrays, recipe: Recipe) -> Arrays:
+    """The folded tensors as the phone gets them: rounded to the recipe's type, still float32.
+
+    Raises:
+        UnsupportedError: a value is too large for that type.
+    """
+    if recipe.adapter_dtype == "float32":
+        return folded
+    with np.errstate(over="ignore"):
+        rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in folded.items()}
+    wide = [name for name, array in rounded.items() if not np.isfinite(array).all()]
+    if wide:
+        raise UnsupportedError(
+            f"{path}: {wide[0]} holds values above 65,504, which float16 cannot; this recipe ships "
+            "adapters as float16, executorch-xnnpack-fp32 as float32"
+        )
+    return rounded
+
+
+def _write_adapter(
+    directory: Path, bundle: Artifact, layout: Layout, shipped: Arrays, recipe: Recipe
+) -> None:
+    keys = adapter_keys(layout, folded_digest(shipped))
     program = patch_keys(bundle.file(PROGRAM).read_bytes(), layout, keys)
     (directory / PROGRAM).write_bytes(program)
-    data = data_file({keys[name]: array for name, array in folded.items()})
-    (directory / ADAPTER_DATA).write_bytes(data)
+    data = data_file({keys[name]: array for name, array in shipped.items()})
+    half = recipe.adapter_dtype == "float16"
+    (directory / DATA_FILES[recipe.adapter_dtype]).write_bytes(pack(data) if half else data)
     slots = [
         {
             "name": slot.name,
@@ -169,7 +199,12 @@ def _write_adapter(directory: Path, bundle: Artifact, layout: Layout, folded: Ar
         }
         for slot in layout.slots
     ]
-    described = {"format": FORMAT, "layout": "adapter", "rank": layout.rank}
+    described = {
+        "format": FORMAT,
+        "layout": "adapter",
+        "data": DATA_FILES[recipe.adapter_dtype],
+        "rank": layout.rank,
+    }
     write_json(directory / ADAPTER_FILE, {**described, "base_bundle": bundle.id, "slots": slots})
 
 

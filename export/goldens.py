@@ -103,10 +103,13 @@ def base_golden(make: GoldenMaker) -> Golden:
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
 
 
-def adapter_golden(make: GoldenMaker, adapter: Path, folded: Arrays, rank: int) -> Golden:
+def adapter_golden(
+    make: GoldenMaker, adapter: Path, folded: Arrays, shipped: Arrays, rank: int
+) -> Golden:
     """Goldens of a separate adapter.
 
-    folded: slot name -> array, as the phone gets them; they are held against PEFT's own change.
+    folded: slot name -> array, which are held against PEFT's own change. shipped: the same as the
+    phone gets them, rounded to their type on the wire.
 
     Raises:
         UnsupportedError: PEFT changes a weight in another way than the folded tensors do.
@@ -120,7 +123,7 @@ def adapter_golden(make: GoldenMaker, adapter: Path, folded: Arrays, rank: int) 
         rungs["fake_quant.off"] = rungs["peft.off"]
     else:
         rungs["fake_quant.off"] = recorder.record(forward_of(model))
-    tensors = {name: torch.from_numpy(array) for name, array in folded.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in shipped.items()}
     fill(insert_lora(model, rank), tensors)
     rungs["fake_quant.on"], noise = recorder.record_with_noise(model, SEED)
     return make.golden(prompts, recorder, rungs, noise)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from protos.errors import InputError
 
@@ -27,7 +28,8 @@ class Recipe:
     """One way to lower a model.
 
     quantization: None for float32 weights, else the scheme's name. group_size: weights that share
-    a scale, 0 without quantization. thresholds: see the module's docstring.
+    a scale, 0 without quantization. adapter_dtype: of adapters on the wire; the kernels compute in
+    float32 in either case. thresholds: see the module's docstring.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Recipe:
     description: str
     quantization: str | None
     group_size: int
+    adapter_dtype: Literal["float32", "float16"]
     thresholds: Mapping[str, float]
     notes: str
 
@@ -48,6 +51,7 @@ RECIPES: Mapping[str, Recipe] = {
             description="float32 weights, the CPU of Android and iOS; exact, four times the size",
             quantization=None,
             group_size=0,
+            adapter_dtype="float32",
             thresholds={
                 "lowering_max_abs": 1e-4,
                 "lowering_top1": 1.0,
@@ -63,6 +67,7 @@ RECIPES: Mapping[str, Recipe] = {
             description="int4 weights in groups of 32, int8 activations, int8 embedding",
             quantization="8da4w",
             group_size=32,
+            adapter_dtype="float16",
             thresholds={
                 "lowering_top1": 0.99,
                 "lowering_kl_mean": 1e-3,
@@ -71,7 +76,7 @@ RECIPES: Mapping[str, Recipe] = {
                 **_EFFECT_NORM,
                 "quantization_kl_mean": 0.5,
             },
-            notes="bfloat16 scales, as XNNPACK rounds them; LoRA stays float32",
+            notes="bfloat16 scales, as XNNPACK rounds them; LoRA computes in float32",
         ),
     )
 }

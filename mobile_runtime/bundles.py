@@ -18,12 +18,14 @@ from mobile_runtime.fit import (
     slot_problems,
     tensor_problems,
 )
-from mobile_runtime.ptd import Tensor, read_ptd
+from mobile_runtime.ptd import Tensor, read_ptd, read_ptd16
 from protos.artifacts import Artifact, open_artifact, read_json
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
 
 FORMAT = 1
 _SHOWN = 4
+_DATA_FILES = {"adapter.ptd": read_ptd, "adapter.ptd16": read_ptd16}
+"""How each form of an adapter's data file is read."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,8 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
     source = artifact.file("adapter.json")
     raw = _read(source)
     if raw.get("layout") == "merged":
-        if "adapter.ptd" in artifact.manifest.files:
-            raise ArtifactError(f"{path}: a merged bundle holds no adapter.ptd, this one does")
+        if any(name in artifact.manifest.files for name in _DATA_FILES):
+            raise ArtifactError(f"{path}: a merged bundle holds no adapter data, this one does")
         _check_base_model(artifact, base)
         return MergedBundle(artifact)
     if raw.get("layout") != "adapter":
@@ -135,9 +137,8 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
         raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
     _check_base(artifact, raw, base)
     try:
-        bundle = AdapterBundle(
-            artifact, _slots(raw["slots"]), read_ptd(artifact.file("adapter.ptd"))
-        )
+        read = _DATA_FILES[raw["data"]]
+        bundle = AdapterBundle(artifact, _slots(raw["slots"]), read(artifact.file(raw["data"])))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{source}: malformed adapter ({error!r})") from None
     _refuse(path, [*slot_problems(bundle.slots), *tensor_problems(bundle)], ArtifactError)

@@ -155,7 +155,7 @@ class _Opener:
             load_s=load_s,
             written_bytes=file.size_bytes if file.built else 0,
             opened_bytes=size + file.size_bytes,
-            phone_bytes=size + sum(tensor.size_bytes for tensor in tensors),
+            phone_bytes=size + sum(tensor.stored_bytes for tensor in tensors),
         )
         return program, cost
 

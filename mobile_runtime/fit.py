@@ -63,14 +63,14 @@ def foundation_problems(base: BaseBundle, listed: list[str]) -> list[str]:
 
 
 def tensor_problems(adapter: AdapterBundle) -> list[str]:
-    """adapter.ptd must hold exactly the slots of adapter.json, each with its size."""
+    """The adapter's data file must hold exactly the slots of adapter.json, each with its size."""
     held = {tensor.key: tensor for tensor in adapter.tensors}
     wanted = {slot.key: slot for slot in adapter.slots}
-    problems = _difference("adapter.ptd", set(held), set(wanted), "adapter.json")
+    problems = _difference("its data file", set(held), set(wanted), "adapter.json")
     for key in sorted(held.keys() & wanted.keys()):
         if held[key].size_bytes != wanted[key].size_bytes:
             problems.append(
-                f"{wanted[key].name} has {held[key].size_bytes} bytes in adapter.ptd, "
+                f"{wanted[key].name} has {held[key].size_bytes} bytes in its data file, "
                 f"expected {wanted[key].size_bytes}"
             )
         if held[key].layout is not None:

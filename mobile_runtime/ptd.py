@@ -13,13 +13,15 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import flatbuffers
+import numpy as np
 
 from protos.errors import ArtifactError
+from protos.half_file import START_BYTES, unpack
 
 _HEADER = struct.Struct("<4sIQQQQ")
 _HEADER_AT = 8
@@ -39,13 +41,21 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One named run of bytes: `size_bytes` at `offset` of `path`, or that many zeros."""
+    """One named run of bytes: `size_bytes` at `offset` of `path`, or that many zeros.
+
+    half: they are float32, and stored there as float16, so half as many bytes are read.
+    """
 
     key: str
     size_bytes: int
     path: Path | None
     offset: int = 0
     layout: Layout | None = None
+    half: bool = False
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.size_bytes // 2 if self.half else self.size_bytes
 
 
 def zeros(key: str, size_bytes: int) -> Tensor:
@@ -69,6 +79,24 @@ def read_ptd(path: Path) -> list[Tensor]:
     return tensors
 
 
+def read_ptd16(path: Path) -> list[Tensor]:
+    """What a `.ptd16` file holds (format: `protos.half_file`); raises as `read_ptd` does."""
+    try:
+        data, head_bytes = unpack(path.read_bytes())
+        tensors = _parse(path, data)
+    except (struct.error, ValueError, IndexError, OSError) as error:
+        raise ArtifactError(f"{path}: not a sound half-precision data file ({error})") from None
+    if len({tensor.key for tensor in tensors}) != len(tensors):
+        raise ArtifactError(f"{path}: a key occurs twice in it")
+    start = START_BYTES + head_bytes
+    if any(tensor.offset < head_bytes or tensor.size_bytes % 4 for tensor in tensors):
+        raise ArtifactError(f"{path}: a tensor begins in the head, or is not of float32 numbers")
+    return [
+        replace(tensor, offset=start + (tensor.offset - head_bytes) // 2, half=True)
+        for tensor in tensors
+    ]
+
+
 def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
     """Write one data file that holds `tensors`; returns the sha256 of what was written.
 
@@ -77,7 +105,7 @@ def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
     places = dict.fromkeys(_place(tensor) for tensor in tensors)
     offsets: list[int] = []
     end = 0
-    for _, _, size in places:
+    for _, _, size, _ in places:
         offsets.append(_aligned(end))
         end = offsets[-1] + size
     index = {place: number for number, place in enumerate(places)}
@@ -89,14 +117,14 @@ def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-_Place = tuple[str, int, int]
+_Place = tuple[str, int, int, bool]
 
 
 def _place(tensor: Tensor) -> _Place:
     """Tensors of the same place have the same bytes; zeros are never shared."""
     if tensor.path is None:
-        return (f"zeros:{tensor.key}", 0, tensor.size_bytes)
-    return (str(tensor.path), tensor.offset, tensor.size_bytes)
+        return (f"zeros:{tensor.key}", 0, tensor.size_bytes, False)
+    return (str(tensor.path), tensor.offset, tensor.size_bytes, tensor.half)
 
 
 def _aligned(size: int) -> int:
@@ -106,9 +134,13 @@ def _aligned(size: int) -> int:
 def _pieces(head: bytes, places: list[_Place], offsets: list[int]) -> Iterator[bytes]:
     yield head
     written = 0
-    for (source, start, size), offset in zip(places, offsets, strict=True):
+    for (source, start, size, half), offset in zip(places, offsets, strict=True):
         yield bytes(offset - written)
-        yield from _source_bytes(source, start, size)
+        if half:
+            stored = b"".join(_source_bytes(source, start, size // 2))
+            yield np.frombuffer(stored, "<f2").astype("<f4").tobytes()
+        else:
+            yield from _source_bytes(source, start, size)
         written = offset + size
 
 

@@ -130,8 +130,8 @@ RESEALED: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown layout": (edit("adapter.json", lambda a: a.update(layout="x")), "layout is 'x'"),
     "unknown format": (edit("adapter.json", lambda a: a.update(format=2)), "format 1"),
     "no slots": (edit("adapter.json", lambda a: a.pop("slots")), "malformed adapter"),
-    "called merged": (edit("adapter.json", lambda a: a.update(layout="merged")), "no adapter.ptd"),
-    "tensor shortened": (rewrite_ptd(shorten), "bytes in adapter.ptd"),
+    "called merged": (edit("adapter.json", lambda a: a.update(layout="merged")), "no adapter data"),
+    "tensor shortened": (rewrite_ptd(shorten), "bytes in its data file"),
     "tensor missing": (rewrite_ptd(lambda t: t[1:]), "lacks keys"),
     "tensor too many": (
         rewrite_ptd(lambda t: [*t, Tensor("0" * 64, 16, t[0].path, t[0].offset)]), "not list",
