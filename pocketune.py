@@ -21,6 +21,7 @@ import click
 from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
+from cloud import service_cli
 from export import cli as export_cli
 from mobile_runtime import cli as runtime_cli
 from protos.artifacts import Artifact, read_json
@@ -28,6 +29,7 @@ from protos.errors import GateError, InputError, PocketuneError
 from protos.progress import Progress, shown
 
 if TYPE_CHECKING:
+    from cloud.service.stages.site import Tools
     from mobile_runtime.report import ParityResult
 
 # A waiting OpenMP thread spins. Measured on 2 cores: for long, a busy machine slows down tenfold;
@@ -420,6 +422,48 @@ def _short(text: str, most: int = 150) -> str:
     return flat if len(flat) <= most else f"{flat[: most - 1]}…"
 
 
+def _service_stages() -> Tools:
+    """What the service's jobs need from outside of `cloud`; these run in child processes."""
+    from cloud.service.stages.site import Tools
+
+    return Tools(service_export_base, service_export_adapter, service_parity)
+
+
+def service_export_base(
+    base: str, recipe: str, rank: int, context: int | None, out: str, threads: int,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Lower a base model for the service."""
+    from export.base import export_base
+
+    export_base(
+        base, Path(out), recipe, rank=rank, context_length=context, threads=threads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def service_export_adapter(
+    adapter: str, bundle: str, base: str, dataset: str | None, out: str, threads: int,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Package an adapter for the service."""
+    from export.adapter import export_adapter
+    from export.prompts import read_prompts
+
+    prompts = read_prompts(Path(dataset)) if dataset else ()
+    export_adapter(
+        Path(adapter), Path(bundle), Path(out), base=base, prompts=prompts, threads=threads,
+        progress=progress,
+    )  # fmt: skip
+
+
+def service_parity(bundle: str, adapter: str, out: str, threads: int, progress: Progress) -> None:
+    """Measure parity for the service; the report says whether it passed."""
+    from mobile_runtime.parity import parity
+
+    parity(Path(bundle), Path(adapter), Path(out), threads, progress)
+
+
 for _command in (
     cloud_cli.profile,
     cloud_cli.augment_command,
@@ -427,6 +471,7 @@ for _command in (
     export_cli.export,
     runtime_cli.parity,
     runtime_cli.run,
+    *service_cli.commands(_service_stages),
 ):
     main.add_command(_command)
 

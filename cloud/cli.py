@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +21,9 @@ from cloud.tasks import KINDS
 from cloud.train import TrainConfig
 from protos.artifacts import Artifact, open_artifact
 from protos.progress import shown
+
+if TYPE_CHECKING:
+    from cloud.profiles import Profile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 C = TypeVar("C")
@@ -180,8 +183,19 @@ def import_profile(source: Path, out: Path, **given: Any) -> Artifact:
     Raises:
         InputError: names the file, the line and the field.
     """
+    from cloud.profiles import write_profile
+
+    return write_profile(read_source(source, **given), out)
+
+
+def read_source(source: Path, **given: Any) -> Profile:
+    """Read one user's profile from a LaMP questions file or from JSONL, without writing anything.
+
+    Raises:
+        InputError: names the file, the line and the field.
+    """
     from cloud.lamp import named_task, read_lamp, task_of
-    from cloud.profiles import Profile, read_jsonl_items, write_profile
+    from cloud.profiles import Profile, read_jsonl_items
     from cloud.tasks import TASKS, custom_task
     from protos.errors import InputError
 
@@ -199,8 +213,7 @@ def import_profile(source: Path, out: Path, **given: Any) -> Artifact:
             kind = given["kind"] or "generation"
             task = custom_task(name or source.stem, kind, given["prompt"], labels)
         items, questions = read_jsonl_items(source, task), []
-    found = Profile(task, user or source.stem, given["language"], consent, items, questions)
-    return write_profile(found, out)
+    return Profile(task, user or source.stem, given["language"], consent, items, questions)
 
 
 def pick(config: type[C], given: dict[str, Any]) -> C:

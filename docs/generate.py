@@ -1,16 +1,19 @@
-"""Writes the pages that are made from the code: `docs/cli.md` and `docs/tables.md`.
+"""Writes what is made from the code: `docs/cli.md`, `docs/tables.md`, a table in `docs/service.md`.
 
 `python docs/generate.py` writes them; tests/test_docs.py fails when they differ from the code.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from pydantic.fields import FieldInfo
 
+from cloud.service.settings import Settings
 from cloud.tasks import TASKS
 from export.recipes import RECIPES
 from pocketune import main
@@ -18,12 +21,13 @@ from protos import errors
 
 HERE = Path(__file__).parent
 _WIDTH = 92
+_BEGIN, _END = "<!-- settings: made by docs/generate.py -->", "<!-- end of settings -->"
 _NOTE = "<!-- Made by docs/generate.py; do not edit. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name -> content of every generated page."""
-    return {"cli.md": cli_page(), "tables.md": tables_page()}
+    return {"cli.md": cli_page(), "tables.md": tables_page(), "service.md": service_page()}
 
 
 def cli_page() -> str:
@@ -59,9 +63,30 @@ def tables_page() -> str:
         if isinstance(kind, type) and issubclass(kind, errors.PocketuneError)
     ]
     rows = [(str(k.exit_code), k.__name__, str(k.__doc__).split("\n")[0]) for k in kinds[1:]]
+    rows += [("8", "CallError", "The service refused, failed or could not be reached (`remote`).")]
     rows += [("130", "", "Interrupted with Ctrl-C.")]
     parts += ["\n## Exit codes\n", *_table(("code", "error", "meaning"), rows)]
     return "\n".join(parts) + "\n"
+
+
+def service_page() -> str:
+    """The page as it is, with the table of settings between its two marks."""
+    page = (HERE / "service.md").read_text("utf-8")
+    head, rest = page.split(_BEGIN)
+    rows = [
+        (f"`POCKETUNE_{name.upper()}`", _default(field), " ".join(str(field.description).split()))
+        for name, field in Settings.model_fields.items()
+    ]
+    table = _table(("variable", "default", "meaning"), rows)
+    return "\n".join([head + _BEGIN, *table, _END + rest.split(_END)[1]])
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    if value in (None, "", {}):
+        return ""
+    shown = json.dumps(value) if isinstance(value, bool | tuple) else str(value)
+    return f"`{shown}`"
 
 
 def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:

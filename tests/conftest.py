@@ -1,12 +1,15 @@
 """Fixtures that every stage's tests share: a tiny random base model with a real tokenizer."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads; see pocketune.py
 
+POSTGRESQL_BINS = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
 TEXTS = [
     "The quick brown fox jumps over the lazy dog. Generate a headline for the following article:",
     "What is the score of the following review on a scale of 1 to 5? 0 1 2 3 4 5 6 7 8 9",
@@ -16,6 +19,19 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str, str], str]:
+    """`program(name, advice)`: its path; a missing one fails in CI and skips elsewhere."""
+
+    def find(name: str, advice: str) -> str:
+        found = shutil.which(name, path=os.pathsep.join([*POSTGRESQL_BINS, os.environ["PATH"]]))
+        if not found:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {name} here: {advice}")
+        return str(found)
+
+    return find
 
 
 def make_tokenizer(directory: Path, chat: bool) -> int:

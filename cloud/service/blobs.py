@@ -1,0 +1,219 @@
+"""The blob store: named byte strings, written once and whole, read from anywhere.
+
+In: a URL, `file:///folder` or `s3://bucket/prefix`. Out: a `BlobStore`. Names are made by
+`vault.py` alone, such as `users/{tenant}/{uid}/{digest}`; this module knows nothing of what they
+mean. A blob appears complete or not at all, also when the writer is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlparse
+
+from protos.errors import InputError
+
+_BLOCK = 1 << 20
+_S3_PART = 8 << 20
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
+_PARTIAL = ".partial"
+_S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
+
+
+class BlobStore(Protocol):
+    """Where bytes are kept. Keys are ASCII, parts separated by `/`."""
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        """Store a blob and return its size; one that is there already is replaced."""
+        ...
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes from `offset`, in blocks of at most 1 MiB.
+
+        Raises:
+            FileNotFoundError: there is no such blob.
+        """
+        ...
+
+    def exists(self, key: str) -> bool: ...
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every key that begins with `prefix` and a slash."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+        ...
+
+    def delete_all(self, prefix: str) -> int:
+        """Remove every blob below `prefix` and return how many there were."""
+        ...
+
+
+def open_store(url: str, endpoint_url: str = "") -> BlobStore:
+    """The store that a URL names.
+
+    Raises:
+        InputError: the URL is none of ours.
+    """
+    parsed = urlparse(url)
+    if parsed.scheme == "file" and parsed.path:
+        return LocalBlobs(Path(parsed.path))
+    if parsed.scheme == "s3" and parsed.netloc:
+        return S3Blobs(f"{parsed.netloc}{parsed.path}".rstrip("/"), endpoint_url)
+    raise InputError(f"blob store {url!r}: expected file:///folder or s3://bucket/prefix")
+
+
+class LocalBlobs:
+    """A folder. Blobs are written beside their place, synced, and renamed into it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        path = self._path(key)
+        partial = path.parent / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
+        size = 0
+        try:
+            with self._create(partial) as stream:
+                for chunk in chunks:
+                    size += stream.write(chunk)
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+        return size
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        with self._path(key).open("rb") as stream:
+            stream.seek(offset)
+            left = length
+            while left is None or left > 0:
+                block = stream.read(_BLOCK if left is None else min(_BLOCK, left))
+                if not block:
+                    return
+                left = None if left is None else left - len(block)
+                yield block
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for path in self._path(prefix).rglob("*"):
+            if path.is_file() and not path.name.endswith(_PARTIAL):
+                yield path.relative_to(self._root).as_posix()
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def delete_all(self, prefix: str) -> int:
+        count = sum(1 for _ in self.keys(prefix))
+        shutil.rmtree(self._path(prefix), ignore_errors=True)
+        return count
+
+    @staticmethod
+    def _create(path: Path) -> BinaryIO:
+        """A new file; an erasure may remove its folder just before, so try a second time."""
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            return path.open("xb")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return path.open("xb")
+
+    def _path(self, key: str) -> Path:
+        return self._root / _checked(key)
+
+
+class S3Blobs:
+    """A bucket with a prefix, through s3fs. A multipart upload shows up when it is completed."""
+
+    def __init__(self, root: str, endpoint_url: str = "") -> None:
+        import s3fs
+
+        self._root = root
+        self._files: Any = s3fs.S3FileSystem(
+            client_kwargs={"endpoint_url": endpoint_url} if endpoint_url else {},
+            config_kwargs=_S3_PATIENCE,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> int:
+        size = 0
+        stream = self._files.open(self._path(key), "wb", block_size=_S3_PART)
+        try:
+            for chunk in chunks:
+                size += stream.write(chunk)
+        except BaseException:
+            # Closing would complete the upload and show half a blob.
+            stream.discard()
+            stream.closed = True
+            raise
+        stream.close()
+        return size
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
+        end = None if length is None else offset + length
+        while end is None or offset < end:
+            stop = offset + _BLOCK if end is None else min(offset + _BLOCK, end)
+            block = self._block(key, offset, stop)
+            if block:
+                yield block
+            if len(block) < stop - offset:
+                return
+            offset = stop
+
+    def _block(self, key: str, start: int, stop: int) -> bytes:
+        try:
+            return self._files.cat_file(self._path(key), start=start, end=stop)
+        except OSError as error:
+            if error.errno == errno.EINVAL:  # S3's "range not satisfiable": beyond the end
+                return b""
+            raise
+
+    def exists(self, key: str) -> bool:
+        return bool(self._files.isfile(self._path(key)))
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        for path in self._files.find(self._path(prefix)):
+            yield str(path).removeprefix(f"{self._root}/")
+
+    def delete(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(self._path(key))
+
+    def delete_all(self, prefix: str) -> int:
+        found = list(self.keys(prefix))
+        for key in found:
+            self.delete(key)
+        return len(found)
+
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{_checked(key)}"
+
+
+def _checked(key: str) -> str:
+    """The last line against traversal: names are made by us, and still looked at."""
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"blob key {key!r} is malformed")
+    return key
+
+
+def _sync_folder(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # an erasure removed it meanwhile
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,188 @@
+"""The boundary of every RPC: who calls, whether the request is sound, how long it may take, and
+what an error looks like outside.
+
+One interceptor for all methods. Inside it a service raises what it likes; outside there is a status
+with details (`errors.py`), one log line and one row in the metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+import structlog
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+from prometheus_client import Counter, Histogram
+
+from cloud.service import rules
+from cloud.service.auth import Authenticator, principal
+from cloud.service.errors import DETAILS_KEY, Unavailable, WrongState, to_status
+from cloud.service.limits import CallRate
+from cloud.service.settings import Settings
+
+CALLS = Counter("pocketune_calls_total", "RPCs by method and status.", ["method", "code"])
+SECONDS = Histogram("pocketune_call_seconds", "Duration of RPCs.", ["method"])
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_OPEN = ("/grpc.health.", "/grpc.reflection.")
+_log = structlog.get_logger("pocketune.calls")
+Handler = Any  # grpc.RpcMethodHandler, which has no type of its own
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """Wraps each method once and remembers it."""
+
+    def __init__(self, authenticator: Authenticator, settings: Settings) -> None:
+        self._authenticator = authenticator
+        self._settings = settings
+        self._rate = CallRate(settings.tenant_calls_per_s)
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler:
+        method = str(handler_call_details.method)
+        if method not in self._wrapped:
+            handler = await continuation(handler_call_details)
+            if handler is None or method.startswith(_OPEN):
+                return handler
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        make = _makers[(handler.request_streaming, handler.response_streaming)]
+        behavior = (
+            handler.unary_unary or handler.unary_stream
+            or handler.stream_unary or handler.stream_stream
+        )  # fmt: skip
+        wrap = self._streaming if handler.response_streaming else self._single
+        if handler.request_streaming:
+            behavior = self._checked_stream(behavior)
+        else:
+            behavior = _checked(behavior)
+        limit_s = (
+            self._settings.max_stream_s
+            if handler.request_streaming or handler.response_streaming
+            else self._settings.max_call_s
+        )
+        return make(
+            wrap(method, behavior, limit_s),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _single(self, method: str, behavior: Any, limit_s: float) -> Any:
+        """One answer."""
+
+        async def call(request: Any, context: Context) -> Any:
+            started = time.monotonic()
+            code = "OK"
+            try:
+                await self._identify(context)
+                async with asyncio.timeout(_deadline(context, limit_s)):
+                    return await behavior(request, context)
+            except (asyncio.CancelledError, grpc.aio.AbortError, grpc.aio.UsageError):
+                code = "CANCELLED"
+                raise
+            except Exception as error:  # the one place that turns errors into statuses
+                status = to_status(_ours(error))
+                code = _CODES[status.code].name
+                await _abort(context, status)
+            finally:
+                _record(method, code, started)
+
+        return call
+
+    def _streaming(self, method: str, behavior: Any, limit_s: float) -> Any:
+        """Many answers."""
+
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            started = time.monotonic()
+            code = "OK"
+            try:
+                await self._identify(context)
+                async with asyncio.timeout(_deadline(context, limit_s)):
+                    async for answer in behavior(request, context):
+                        yield answer
+            except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+                code = "CANCELLED"
+                raise
+            except Exception as error:  # the one place that turns errors into statuses
+                status = to_status(_ours(error))
+                code = _CODES[status.code].name
+                await _abort(context, status)
+            finally:
+                _record(method, code, started)
+
+        return call
+
+    async def _identify(self, context: Context) -> None:
+        metadata = dict(context.invocation_metadata() or ())
+        caller = await self._authenticator.authenticate(metadata)
+        self._rate.take(caller.tenant)
+        principal.set(caller)
+
+    def _checked_stream(self, behavior: Any) -> Any:
+        """Each message is checked as it arrives, and must arrive within `stall_s`."""
+
+        async def messages(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+            while True:
+                try:
+                    async with asyncio.timeout(self._settings.stall_s):
+                        request = await anext(requests)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    stalled = f"nothing came for {self._settings.stall_s:g} s in mid-stream"
+                    raise WrongState(stalled) from None
+                rules.check(request)
+                yield request
+
+        def call(requests: AsyncIterator[Message], context: Context) -> Any:
+            return behavior(messages(aiter(requests)), context)
+
+        return call
+
+
+_makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
+def _checked(behavior: Any) -> Any:
+    def call(request: Message, context: Context) -> Any:
+        rules.check(request)
+        return behavior(request, context)
+
+    return call
+
+
+def _deadline(context: Context, limit_s: float) -> float:
+    left = cast("float | None", context.time_remaining())
+    return limit_s if left is None else min(left, limit_s)
+
+
+def _ours(error: Exception) -> Exception:
+    """A deadline that passed inside us is the service being slow, not the caller being wrong."""
+    return Unavailable("the call took too long") if isinstance(error, TimeoutError) else error
+
+
+async def _abort(context: Context, status: status_pb2.Status) -> None:
+    details = ((DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(_CODES[status.code], status.message, details)
+
+
+def _record(method: str, code: str, started: float) -> None:
+    seconds = time.monotonic() - started
+    CALLS.labels(method, code).inc()
+    SECONDS.labels(method).observe(seconds)
+    _log.info("call", method=method, code=code, ms=round(seconds * 1000, 1))

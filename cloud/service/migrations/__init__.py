@@ -1,0 +1,1 @@
+"""Alembic migrations of the tables; run by `Database.migrate` at start-up."""

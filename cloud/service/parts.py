@@ -1,0 +1,39 @@
+"""What a server or a worker is made of, opened once.
+
+In: settings. Out: `Parts`: database, vault and queue; every service and stage gets them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from dataclasses import dataclass
+
+from cloud.service import jobs
+from cloud.service.settings import Settings
+from cloud.service.state import Database
+from cloud.service.vault import Vault, open_vault
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What services and workers are made of."""
+
+    settings: Settings
+    database: Database
+    vault: Vault
+    queue: jobs.JobQueue
+
+
+@contextlib.contextmanager
+def open_parts(settings: Settings) -> Generator[Parts]:
+    """Open database, blobs and keys, and bring the tables to this version."""
+    database = Database(settings.resolved_database_url)
+    database.migrate()
+    jobs.make_tables(database)
+    queue = jobs.JobQueue(database)
+    try:
+        yield Parts(settings, database, open_vault(settings), queue)
+    finally:
+        queue.close()
+        database.close()

@@ -1,0 +1,71 @@
+"""The pipelines: which stages each method runs, in order, and what share of the time they take.
+
+In: the parts of the service, and the tools of other packages that the composition root injects.
+Out: a `Pipeline` for each method that begins an operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from google.protobuf.message import Message
+
+from cloud.service import erasure
+from cloud.service.parts import Parts
+from cloud.service.pipeline import Job, Pipeline, Result, Stage
+from cloud.service.stages import augment, base, export, lower, parity, prepare, publish, train
+from cloud.service.stages.site import Site, Tools
+from protos.v1 import operations_pb2 as numbers
+
+_NUMBERS = {
+    "prepare": numbers.STAGE_PREPARE,
+    "augment": numbers.STAGE_AUGMENT,
+    "train": numbers.STAGE_TRAIN,
+    "lower": numbers.STAGE_LOWER,
+    "export": numbers.STAGE_EXPORT,
+    "parity": numbers.STAGE_PARITY,
+    "publish": numbers.STAGE_PUBLISH,
+}
+Row = tuple[str, float, Callable[[Site, Job], Result]]
+_AUGMENT: Row = ("augment", 0.98, augment.run)
+_TRAIN: Row = ("train", 0.98, train.run)
+_EXPORT: tuple[Row, ...] = (
+    ("lower", 0.5, lower.run),
+    ("export", 0.25, export.run),
+    ("parity", 0.22, parity.run),
+    ("publish", 0.01, publish.run),
+)
+_METHODS: Mapping[str, tuple[tuple[Row, ...], Callable[[Site, Job], Message]]] = {
+    "AugmentProfile": ((("prepare", 0.02, prepare.augment), _AUGMENT), augment.answer),
+    "TrainAdapter": ((("prepare", 0.02, prepare.train), _TRAIN), train.answer),
+    "ExportBundle": ((("prepare", 0.02, prepare.export), *_EXPORT), export.answer),
+    "PersonalizeProfile": (
+        (
+            ("prepare", 0.01, prepare.personalize),
+            ("augment", 0.3, augment.run),
+            ("train", 0.35, train.run),
+            ("lower", 0.15, lower.run),
+            ("export", 0.1, export.run),
+            ("parity", 0.08, parity.run),
+            ("publish", 0.01, publish.run),
+        ),
+        publish.personalized,
+    ),
+    "CreateBase": ((("prepare", 1.0, base.run),), lower.answer),
+    "LowerBase": ((("prepare", 0.02, prepare.lower), ("lower", 0.98, lower.run)), lower.answer),
+}
+
+
+def pipelines(parts: Parts, tools: Tools) -> Mapping[str, Pipeline]:
+    """All of them, by method."""
+    site = Site(parts.database, parts.vault, parts.settings, tools)
+    made = {method: _pipeline(site, *row) for method, row in _METHODS.items()}
+    return {**made, erasure.METHOD: erasure.pipeline(parts)}
+
+
+def _pipeline(
+    site: Site, rows: tuple[Row, ...], answer: Callable[[Site, Job], Message]
+) -> Pipeline:
+    stages = [Stage(name, _NUMBERS[name], share, partial(run, site)) for name, share, run in rows]
+    return Pipeline(stages, partial(answer, site))

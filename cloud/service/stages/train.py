@@ -1,0 +1,80 @@
+"""Train: a Dataset becomes an Adapter, in the user's space.
+
+The child trains a list of members over one base model. Today each operation brings one; operations
+that wait for the same base have it in `operations.base_uid`, so that a trainer for several users
+can take them together, without another queue or another form of request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf.message import Message
+
+import cloud.train
+from cloud.service import artifacts_store, checkpoints, messages, options
+from cloud.service.artifacts_store import Owner
+from cloud.service.pipeline import Job, Result
+from cloud.service.stages.site import Site, base_of, open_checked, user_of
+from cloud.train import TrainConfig
+from protos.artifacts import open_artifact
+from protos.progress import Progress, part
+from protos.v1 import adapters_pb2, profiles_pb2
+
+
+@dataclass(frozen=True)
+class Member:
+    """One adapter to train: its dataset's folder, where it goes, and how."""
+
+    dataset: str
+    out: str
+    config: TrainConfig
+
+
+def run(site: Site, job: Job) -> Result:
+    """The stage."""
+    with site.database.transaction(write=False) as connection:
+        base = base_of(connection, job.value("base"))
+    dataset = site.artifact(job, job.value("dataset"), "dataset")
+    model, out = site.base_model(job, base), job.folder / "adapter"
+    config = options.training(_options(job), base.source, site.settings)
+    members = [Member(str(dataset.path), str(out), config)]
+    with checkpoints.kept(site.database, site.vault, job, site.settings.checkpoint_s):
+        job.in_child(train_members, members, str(model), base.digest, job.threads)
+    adapter = open_artifact(out, "Adapter")
+    for name in ("steps", "epochs", "valid_loss_before", "valid_loss_after"):
+        job.counters[name] = adapter.manifest.measured[name]
+    owner = Owner(job.operation.user_uid, job.value("profile"), base.uid, parent_id=dataset.id)
+    return {"adapter": site.keep(job, adapter, owner, "Adapter")}
+
+
+def _options(job: Job) -> adapters_pb2.TrainOptions:
+    if job.operation.method == "TrainAdapter":
+        return job.request(adapters_pb2.TrainAdapterRequest()).options
+    return job.request(profiles_pb2.PersonalizeProfileRequest()).train
+
+
+def train_members(
+    members: Sequence[Member], base: str, digest: str, threads: int, progress: Progress
+) -> None:
+    """In the child: the stage function itself, for each member in turn."""
+    model = open_checked(base, digest)
+    for number, member in enumerate(members):
+        dataset = open_artifact(Path(member.dataset), "Dataset")
+        own = part(progress, number / len(members), (number + 1) / len(members))
+        cloud.train.train(dataset, model, Path(member.out), member.config, threads, own)
+
+
+def answer(site: Site, job: Job) -> Message:
+    """The response of TrainAdapter."""
+    return adapter_of(site, job)
+
+
+def adapter_of(site: Site, job: Job) -> adapters_pb2.Adapter:
+    """The adapter of the operation, as clients see it."""
+    with site.database.transaction(write=False) as connection:
+        row = artifacts_store.by_uid(connection, job.value("adapter"))
+        user = user_of(connection, job)
+    return messages.adapter(row, artifacts_store.opened(job.space, row), user.user_id)

@@ -1,0 +1,98 @@
+"""The blob stores, a folder and a real S3-speaking server; and the vault above them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloud.service import crypto
+from cloud.service.blobs import BlobStore, LocalBlobs, open_store
+from cloud.service.vault import Vault
+from protos.errors import ArtifactError, InputError
+
+BIG = os.urandom(1 << 20) * 9 + b"end"  # more than one part of a multipart upload
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+    if request.param == "local":
+        return open_store(f"file://{tmp_path / 'blobs'}")
+    return open_store(request.getfixturevalue("bucket"), request.getfixturevalue("s3"))
+
+
+def test_what_is_put_is_read_whole_and_in_ranges(store: BlobStore):
+    assert store.put("users/a/1/x", [BIG[:5], BIG[5:]]) == len(BIG)
+    assert b"".join(store.read("users/a/1/x")) == BIG
+    for offset, length in ((0, 10), (3, 1 << 20), (len(BIG) - 2, 100), (len(BIG), 5), (7, 0)):
+        assert b"".join(store.read("users/a/1/x", offset, length)) == BIG[offset : offset + length]
+    store.put("users/a/1/empty", [])
+    assert b"".join(store.read("users/a/1/empty")) == b""
+    with pytest.raises(FileNotFoundError):
+        list(store.read("users/a/1/none"))
+
+
+def test_a_writer_that_fails_leaves_nothing(store: BlobStore):
+    def breaks() -> Iterator[bytes]:
+        yield BIG
+        raise RuntimeError("broken off")
+
+    with pytest.raises(RuntimeError):
+        store.put("users/a/1/x", breaks())
+    assert not store.exists("users/a/1/x")
+    assert list(store.keys("users")) == []
+
+
+def test_a_user_s_blobs_go_and_the_next_user_s_stay(store: BlobStore):
+    for key in ("users/a/1/x", "users/a/1/y", "users/a/10/x", "shared/x"):
+        store.put(key, [b"z"])
+    assert store.delete_all("users/a/1") == 2
+    assert store.delete_all("users/a/1") == 0
+    assert sorted([*store.keys("users"), *store.keys("shared")]) == ["shared/x", "users/a/10/x"]
+    store.delete("shared/x")
+    store.delete("shared/x")
+    assert not store.exists("shared/x")
+
+
+@pytest.mark.parametrize(
+    "key", ["../x", "a/../b", "/a", "a//b", "", "a/.b", "a\0", "ä", "a\n", "."]
+)
+def test_a_key_cannot_leave_the_store(tmp_path: Path, key: str):
+    with pytest.raises(ValueError, match="malformed"):
+        LocalBlobs(tmp_path).put(key, [b""])
+
+
+def test_a_url_that_is_none_of_ours_is_refused():
+    with pytest.raises(InputError, match="expected file"):
+        open_store("http://x/y")
+
+
+@pytest.fixture
+def vault(store: BlobStore, tmp_path: Path) -> Vault:
+    crypto.make_root_key(tmp_path / "root.key")
+    return Vault(store, LocalBlobs(tmp_path / "keys"), crypto.FileTenantKeys(tmp_path / "root.key"))
+
+
+def test_a_stored_file_is_unreadable_outside_its_space_and_gone_with_its_key(vault, tmp_path):
+    ann, bob = vault.create("a", "ann"), vault.create("a", "bob")
+    source = tmp_path / "adapter.safetensors"
+    source.write_bytes(b"canary" + BIG)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    stored = ann.store("adapter.safetensors", source, digest)
+    assert ann.store("adapter.safetensors", source, digest) == stored
+    assert bob.store("adapter.safetensors", source, digest).address != stored.address
+    assert b"".join(ann.read(stored)) == source.read_bytes()
+    assert b"".join(ann.read(stored, 1 << 20, 70_000)) == source.read_bytes()[1 << 20 :][:70_000]
+    keys = list(vault.blobs.keys("users"))
+    assert len(keys) == 2
+    assert not any(digest in key for key in keys)
+    assert not any(b"canary" in b"".join(vault.blobs.read(key)) for key in keys)
+    with pytest.raises(ArtifactError, match="gone"):
+        list(bob.read(stored))
+    assert vault.destroy("a", "ann") == 1
+    with pytest.raises(ArtifactError, match="destroyed"):
+        vault.space("a", "ann")
+    assert list(vault.blobs.keys("users")) == [f"users/a/bob/{bob.digest(bytes.fromhex(digest))}"]

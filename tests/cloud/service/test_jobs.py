@@ -1,0 +1,242 @@
+"""Jobs on DBOS with real worker processes: killed, cancelled, handed back, given up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from google.longrunning import operations_pb2 as longrunning
+
+from cloud.service import operations
+from cloud.service.errors import Conflict
+from cloud.service.jobs import JobQueue, make_tables
+from cloud.service.settings import Settings
+from cloud.service.state import Database
+from cloud.service.vault import open_vault
+from protos.v1 import operations_pb2, profiles_pb2
+
+WORKER = Path(__file__).with_name("worker_process.py")
+ROOT = Path(__file__).parents[3]
+
+
+class Bench:
+    """A database, its queue, and workers that come and go."""
+
+    def __init__(self, database: Database, data: Path) -> None:
+        self.database, self.data = database, data
+        make_tables(database)
+        self.queue = JobQueue(database)
+        self.shared = open_vault(Settings(data_dir=data)).shared
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def worker(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER), self.database.url, str(self.data)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.workers.append(process)
+        return process
+
+    def submit(self, what: str, tenant: str = "a", key: str = "") -> str:
+        request = profiles_pb2.AugmentProfileRequest()
+        request.options.teacher = what
+        new = operations.New(
+            tenant,
+            None,
+            "AugmentProfile",
+            "users/u/profiles/LaMP_4",
+            key or f"k{time.monotonic_ns()}",
+            request,
+        )
+        with self.database.transaction() as connection:
+            operations.create(connection, new, self.shared)
+            self.queue.put(connection, tenant, new.uid, "cpu")
+        return new.uid
+
+    def state(self, uid: str) -> tuple[longrunning.Operation, operations_pb2.OperationMetadata]:
+        with self.database.transaction(write=False) as connection:
+            row = operations.by_uid(connection, uid)
+        operation = operations.to_message(row, self.shared)
+        metadata = operations_pb2.OperationMetadata()
+        operation.metadata.Unpack(metadata)
+        return operation, metadata
+
+    def lines(self, uid: str = "") -> list[str]:
+        log = self.data / "log"
+        return (
+            [line for line in log.read_text().splitlines() if line.startswith(uid)]
+            if log.exists()
+            else []
+        )
+
+    def until(self, what: Callable[[], object], seconds: float = 40) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, self.lines()
+            time.sleep(0.05)
+
+    def until_done(
+        self, uid: str
+    ) -> tuple[longrunning.Operation, operations_pb2.OperationMetadata]:
+        self.until(lambda: self.state(uid)[0].done)
+        return self.state(uid)
+
+    def has(self, uid: str, words: str) -> Callable[[], bool]:
+        return lambda: any(words in line for line in self.lines(uid))
+
+
+@pytest.fixture
+def bench(database: Database, tmp_path: Path) -> Iterator[Bench]:
+    found = Bench(database, tmp_path)
+    yield found
+    for process in found.workers:
+        process.kill()
+        process.wait()
+    found.queue.close()
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+
+
+def test_an_operation_runs_all_stages_and_tells_how_far_it_is(bench):
+    bench.worker()
+    uid = bench.submit("sleep:1.5")
+    bench.until(
+        lambda: (
+            bench.state(uid)[1].stage == operations_pb2.STAGE_TRAIN
+            and bench.state(uid)[1].progress > 0.3
+        )
+    )
+    _, half = bench.state(uid)
+    assert half.message.startswith("step")
+    assert half.HasField("time_left")
+    operation, metadata = bench.until_done(uid)
+    result = profiles_pb2.AugmentProfileResponse()
+    operation.response.Unpack(result)
+    assert (result.dataset, metadata.progress, metadata.attempt) == ("one-heavy-last", 1.0, 1)
+    assert metadata.stage == operations_pb2.STAGE_DONE
+
+
+def test_a_killed_worker_s_job_goes_on_elsewhere_and_repeats_no_finished_stage(bench):
+    first = bench.worker()
+    uid = bench.submit("sleep:2")
+    bench.until(bench.has(uid, "child"))
+    child = int(bench.lines(uid)[-1].split()[-1])
+    first.send_signal(signal.SIGKILL)
+    bench.until(lambda: not alive(child), 5)  # the child dies with its parent
+    bench.worker()
+    operation, metadata = bench.until_done(uid)
+    assert operation.HasField("response")
+    assert metadata.attempt == 2
+    ended = [line.split()[1] for line in bench.lines(uid) if line.endswith("end")]
+    assert ended == ["one", "heavy", "last"]
+
+
+def test_cancel_stops_a_running_child_within_a_second(bench):
+    bench.worker()
+    uid = bench.submit("sleep:60")
+    bench.until(bench.has(uid, "child"))
+    child = int(bench.lines(uid)[-1].split()[-1])
+    started = time.monotonic()
+    with bench.database.transaction() as connection:
+        assert not operations.request_cancel(connection, uid)
+    bench.until(lambda: bench.state(uid)[0].done, 5)
+    assert time.monotonic() - started < 1
+    assert bench.state(uid)[0].error.code == 1
+    assert not alive(child)
+
+
+def test_a_job_that_nobody_took_is_cancelled_at_once_and_never_runs(bench):
+    uid = bench.submit("sleep:0")
+    with bench.database.transaction() as connection:
+        assert operations.request_cancel(connection, uid)
+    assert bench.state(uid)[0].error.code == 1
+    bench.worker()
+    other = bench.submit("sleep:0")
+    bench.until_done(other)
+    assert not bench.lines(uid)
+
+
+def test_a_wrong_input_fails_at_once_and_a_dying_child_after_its_tries(bench):
+    bench.worker()
+    wrong, dies = bench.submit("fail"), bench.submit("die")
+    operation, _ = bench.until_done(wrong)
+    assert operation.error.code == 3
+    assert "stage heavy: there is nothing in it" in operation.error.message
+    assert sum("heavy begin" in line for line in bench.lines(wrong)) == 1
+    operation, _ = bench.until_done(dies)
+    assert "exit code 3" in operation.error.message
+    assert sum("heavy begin" in line for line in bench.lines(dies)) == 2
+
+
+def test_a_job_over_which_workers_die_is_given_up_with_the_reason(bench):
+    uid = bench.submit("killworker")
+    bench.until(lambda: _kept_alive(bench) and bench.state(uid)[0].done, 90)
+    operation, metadata = bench.state(uid)
+    assert "given up: 3 workers ended during it" in operation.error.message
+    assert metadata.attempt == 4
+
+
+def _kept_alive(bench: Bench) -> bool:
+    """Start a worker where there is none, as a supervisor would."""
+    if all(process.poll() is not None for process in bench.workers):
+        bench.worker()
+    return True
+
+
+def test_a_worker_that_is_told_to_stop_hands_its_job_back(bench):
+    first = bench.worker()
+    uid = bench.submit("sleep:2")
+    bench.until(bench.has(uid, "child"))
+    first.terminate()
+    assert first.wait(10) == 0
+    assert not bench.state(uid)[0].done
+    bench.worker()
+    operation, _ = bench.until_done(uid)
+    assert operation.HasField("response")
+
+
+def test_a_tenant_with_one_job_does_not_wait_behind_one_with_many(bench):
+    many = [bench.submit("sleep:0.2", "greedy") for _ in range(12)]
+    one = bench.submit("sleep:0.2", "modest")
+    bench.worker()
+    bench.until_done(one)
+    assert sum(bench.state(uid)[0].done for uid in many) < 12
+    order = [line.split()[3] for line in bench.lines() if "one begin" in line]
+    assert order.index("modest") < 11
+
+
+def test_a_second_operation_on_the_same_thing_is_refused_until_the_first_ended(bench):
+    first = bench.submit("sleep:0", key="ann")
+    with pytest.raises(Conflict, match="at work"):
+        bench.submit("sleep:0", key="ann")
+    bench.worker()
+    bench.until_done(first)
+    bench.until_done(bench.submit("sleep:0", key="ann"))
+
+
+def test_a_worker_that_was_frozen_and_comes_back_ends_and_spoils_nothing(bench):
+    frozen = bench.worker()
+    uid = bench.submit("sleep:3")
+    bench.until(bench.has(uid, "child"))
+    bench.worker()
+    frozen.send_signal(signal.SIGSTOP)
+    bench.until(lambda: bench.state(uid)[1].attempt == 2)
+    frozen.send_signal(signal.SIGCONT)
+    assert frozen.wait(10) == 70
+    operation, metadata = bench.until_done(uid)
+    assert operation.HasField("response")
+    assert metadata.attempt == 2
+    assert sum("one end" in line for line in bench.lines(uid)) == 1
+    assert sum("last end" in line for line in bench.lines(uid)) == 1
