@@ -33,9 +33,12 @@ def pages() -> dict[str, str]:
 def cli_page() -> str:
     """`--help` of every command."""
     parts = ["# Commands\n", _NOTE]
-    for path, command in _commands(main, "pocketune"):
-        context = click.Context(command, info_name=path, terminal_width=_WIDTH)
-        parts += [f"## {path}\n", "```text", _machine_free(command.get_help(context)), "```\n"]
+    for path, context in _commands(
+        click.Context(main, info_name="pocketune", help_option_names=["-h", "--help"]), "pocketune"
+    ):
+        context.terminal_width = _WIDTH
+        shown = _machine_free(context.command.get_help(context))
+        parts += [f"## {path}\n", "```text", shown, "```\n"]
     return "\n".join(parts)
 
 
@@ -89,11 +92,15 @@ def _default(field: FieldInfo) -> str:
     return f"`{shown}`"
 
 
-def _commands(command: click.Command, path: str) -> Iterator[tuple[str, click.Command]]:
-    yield path, command
-    if isinstance(command, click.Group):
-        for name, child in sorted(command.commands.items()):
-            yield from _commands(child, f"{path} {name}")
+def _commands(context: click.Context, path: str) -> Iterator[tuple[str, click.Context]]:
+    """Every command in the context of its group, as on the command line."""
+    yield path, context
+    if isinstance(context.command, click.Group):
+        for name, child in sorted(context.command.commands.items()):
+            inner = click.Context(
+                child, info_name=name, parent=context, help_option_names=["-h", "--help"]
+            )
+            yield from _commands(inner, f"{path} {name}")
 
 
 def _machine_free(text: str) -> str:

@@ -7,9 +7,11 @@ The child dies with its parent, whatever kills that: it watches the pipe between
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
+import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -98,6 +100,9 @@ def _main(
         os.environ[name] = str(threads)
     # Threads that wait for each other sleep instead of spinning: other jobs share these cores.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    # The libraries' advice to developers is no line of our log.
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
 
     def progress(message: str, share: float) -> None:

@@ -59,6 +59,10 @@ class Runner:
 
     def operate(self, uid: str, worker: str, step: Step) -> str:
         """All stages of one operation, then its end; says how it ended."""
+        with structlog.contextvars.bound_contextvars(operation=uid):
+            return self._operate(uid, worker, step)
+
+    def _operate(self, uid: str, worker: str, step: Step) -> str:
         row = self._write(lambda c: operations.begin(c, uid, worker))
         if row is None:
             return "gone"
@@ -207,7 +211,8 @@ class Runner:
 
 def _failed(stage: Stage, error: Exception) -> bytes:
     if isinstance(error, child.ChildFailed):
-        _log.error("stage failed", stage=stage.name, error=str(error))
+        # The type alone: the message may quote an item, and no item is ever logged.
+        _log.error("stage failed", stage=stage.name, error=str(error).partition(":")[0])
     status = to_status(error)
     if not isinstance(error, Cancelled):
         status.message = f"stage {stage.name}: {status.message}"
