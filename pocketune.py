@@ -208,8 +208,8 @@ def demo_command(out: Path, threads: int, as_json: bool) -> None:
 class Result:
     """What `personalize` made and saw; everything that the summary says.
 
-    seconds: of each stage that ran; a skipped one takes almost none. held_out: scores of the
-    answers that the runtime gave to questions the adapter never saw; None without such questions.
+    held_out: scores of the answers that the runtime gave to questions the adapter never saw; None
+    without such questions.
     """
 
     out: Path
