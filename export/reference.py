@@ -22,6 +22,9 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 """ids [N, L] -> logits [N, L, V]."""
 _MAX_LOGITS = 2**26
 """Logits held at once, 256 MB in float32."""
+_ALIKE = (1.5, 32)
+_ALIKE_TO_DECODE = (2.0, 128)
+"""A step's time hardly depends on how many sequences take it: fewer groups, more padding."""
 _FULL_ROWS = 8
 _NOISE = 1e-6
 
@@ -38,15 +41,21 @@ class Group:
     rows: torch.Tensor
 
 
-def grouped(sequences: Sequence[Sequence[int]], vocab_size: int) -> list[Group]:
-    """Sequences by length, as many at once as memory and little padding allow."""
+def grouped(
+    sequences: Sequence[Sequence[int]], vocab_size: int, spread: tuple[float, int] = _ALIKE
+) -> list[Group]:
+    """Sequences by length, as many at once as memory and little padding allow.
+
+    spread: (f, n); a group's longest sequence has at most f x its shortest + n ids.
+    """
     first_row = np.cumsum([0, *(len(s) for s in sequences)])
     groups: list[list[int]] = []
     for index in sorted(range(len(sequences)), key=lambda i: len(sequences[i])):
         length = len(sequences[index])
         open_group = groups[-1] if groups else []
         padded = (len(open_group) + 1) * length
-        alike = bool(open_group) and length <= 2 * len(sequences[open_group[0]]) + 128
+        shortest = len(sequences[open_group[0]]) if open_group else 0
+        alike = bool(open_group) and length <= spread[0] * shortest + spread[1]
         if alike and padded * vocab_size <= _MAX_LOGITS:
             open_group.append(index)
         else:
@@ -75,7 +84,7 @@ def continuations(
 ) -> list[list[int]]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it."""
     result: list[list[int]] = [[] for _ in prompts]
-    for group in grouped(prompts, vocab_size):
+    for group in grouped(prompts, vocab_size, _ALIKE_TO_DECODE):
         for member, ids in zip(group.members, _greedy(model, group, steps), strict=True):
             result[member] = ids
     return result
