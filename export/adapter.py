@@ -1,8 +1,7 @@
 """`export adapter`: a LoRA adapter becomes an AdapterBundle for one BaseBundle, in milliseconds.
 
 In: a PEFT adapter, the bundle of its base, and the base model (for the goldens). Out: the adapter's
-tensors in the backend's form under keys of its own, and the bundle's program with those keys. No
-model is lowered.
+tensors in the backend's own form, which the base bundle's files stand beside. No model is lowered.
 """
 
 from __future__ import annotations
@@ -12,49 +11,21 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from export.base import PROGRAM
-from export.executorch.data_file import data_file
-from export.executorch.layout import (
-    FILE,
-    Arrays,
-    Layout,
-    adapter_keys,
-    patch_keys,
-    read_layout,
-)
-from export.goldens import GoldenMaker, adapter_golden
+from export.backend import find_backend, summary
+from export.goldens import GoldenMaker
 from export.libraries import load_libraries
-from export.peft_adapter import (
-    fold,
-    folded_digest,
-    open_adapter,
-    refuse_unrepresentable,
-)
+from export.peft_adapter import open_adapter
 from export.prompts import golden_prompts
-from export.recipes import Recipe, find_recipe
-from protos.artifacts import (
-    Artifact,
-    create,
-    digest_file,
-    digest_json,
-    finished,
-    open_artifact,
-    write_json,
-)
+from export.recipes import find_recipe
+from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
 from protos.base_model import BaseModel, load_tokenizer, open_base
-from protos.errors import ArtifactError, MismatchError, UnsupportedError
+from protos.errors import MismatchError
 from protos.golden import write_golden
-from protos.half_file import pack
 from protos.progress import Progress, part, silent
 
 KIND = "AdapterBundle"
-DATA_FILES = {"float32": "adapter.ptd", "float16": "adapter.ptd16"}
-"""Where an adapter's tensors are, by their type on the wire."""
-ADAPTER_FILE = "adapter.json"
-FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +47,7 @@ def export_adapter(
     *,
     base: str,
     prompts: Sequence[str] = (),
+    mode: str | None = None,
     goldens: bool = True,
     trust_base: bool = False,
     threads: int | None = None,
@@ -83,6 +55,7 @@ def export_adapter(
 ) -> Artifact:
     """Package an adapter. What is already at `out` from the same inputs is returned as it is.
 
+    mode: for MLC, `lora-parameters` (the default) or `merged`; ExecuTorch has one only.
     trust_base: accept a plain PEFT directory, which cannot prove its base; shapes are checked.
 
     Raises:
@@ -95,13 +68,13 @@ def export_adapter(
     load_libraries()
     opened, model_files = open_artifact(bundle, "BaseBundle"), open_base(base)
     _check_base(opened, model_files)
+    recipe = find_recipe(opened.config["recipe"])
+    backend = find_backend(recipe)
     source = open_adapter(adapter, base_digest=model_files.digest, trust_base=trust_base)
-    refuse_unrepresentable(source)
-    layout = _layout(opened)
     resolved = AdapterConfig(
-        layout="adapter",
-        recipe=opened.config["recipe"],
-        context_length=layout.context_length,
+        layout=backend.adapter_layout(mode),
+        recipe=recipe.name,
+        context_length=opened.config["context_length"],
         goldens=goldens,
         prompts=digest_json(list(prompts)),
     )
@@ -114,23 +87,15 @@ def export_adapter(
     if done := finished(out, KIND, parents, config):
         return done
     with create(out, KIND, parents, config) as draft:
-        started = time.perf_counter()
         progress("writing the adapter", 0.0)
-        folded = fold(source, layout, _module_names(model_files))
-        recipe = find_recipe(resolved.recipe)
-        shipped = _shipped(source.path, folded, recipe)
-        _write_adapter(draft.path, opened, layout, shipped, recipe)
+        started = time.perf_counter()
+        written, golden = backend.package(draft.path, opened, source, model_files, resolved.layout)
         draft.measured["adapter_seconds"] = round(time.perf_counter() - started, 4)
-        draft.measured["wire_bytes"] = sum(
-            (draft.path / name).stat().st_size
-            for name in (PROGRAM, DATA_FILES[recipe.adapter_dtype])
-        )
+        draft.measured |= summary(draft.path, written)
         if goldens:
             started = time.perf_counter()
             make = _golden_maker(model_files, resolved, prompts, part(progress, 0.05, 1.0))
-            write_golden(
-                draft.path, adapter_golden(make, source.path, folded, shipped, layout.rank)
-            )
+            write_golden(draft.path, golden(make))
             draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
     return open_artifact(out, KIND)
 
@@ -142,70 +107,6 @@ def _check_base(bundle: Artifact, base: BaseModel) -> None:
             f"{bundle.path}: this bundle was made from base model {str(wanted)[:12]}, but "
             f"{base.name} is {base.digest[:12]}; give the base that the bundle was exported from"
         )
-
-
-def _layout(bundle: Artifact) -> Layout:
-    layout = read_layout(bundle.file(FILE))
-    if digest_file(bundle.file(PROGRAM)) != layout.program_sha256:
-        raise ArtifactError(f"{bundle.path}: {FILE} describes another {PROGRAM}")
-    return layout
-
-
-def _module_names(base: BaseModel) -> list[str]:
-    """Every module of the base, from its config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        config = AutoConfig.from_pretrained(base.directory, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config)
-    return [name for name, _ in model.named_modules()]
-
-
-def _shipped(path: Path, folded: Arrays, recipe: Recipe) -> Arrays:
-    """The folded tensors as the phone gets them: rounded to the recipe's type, still float32.
-
-    Raises:
-        UnsupportedError: a value is too large for that type.
-    """
-    if recipe.adapter_dtype == "float32":
-        return folded
-    with np.errstate(over="ignore"):
-        rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in folded.items()}
-    wide = [name for name, array in rounded.items() if not np.isfinite(array).all()]
-    if wide:
-        raise UnsupportedError(
-            f"{path}: {wide[0]} holds values above 65,504, which float16 cannot; this recipe ships "
-            "adapters as float16, executorch-xnnpack-fp32 as float32"
-        )
-    return rounded
-
-
-def _write_adapter(
-    directory: Path, bundle: Artifact, layout: Layout, shipped: Arrays, recipe: Recipe
-) -> None:
-    keys = adapter_keys(layout, folded_digest(shipped))
-    program = patch_keys(bundle.file(PROGRAM).read_bytes(), layout, keys)
-    (directory / PROGRAM).write_bytes(program)
-    data = data_file({keys[name]: array for name, array in shipped.items()})
-    half = recipe.adapter_dtype == "float16"
-    (directory / DATA_FILES[recipe.adapter_dtype]).write_bytes(pack(data) if half else data)
-    slots = [
-        {
-            "name": slot.name,
-            "key": keys[slot.name],
-            "shape": list(slot.shape),
-            "dtype": slot.dtype,
-            "size_bytes": slot.size_bytes,
-        }
-        for slot in layout.slots
-    ]
-    described = {
-        "format": FORMAT,
-        "layout": "adapter",
-        "data": DATA_FILES[recipe.adapter_dtype],
-        "rank": layout.rank,
-    }
-    write_json(directory / ADAPTER_FILE, {**described, "base_bundle": bundle.id, "slots": slots})
 
 
 def _golden_maker(

@@ -1,8 +1,7 @@
 """`export base`: a base model becomes a BaseBundle, once per base model and recipe.
 
-In: a Hugging Face causal LM. Out: the template program, its weights in one data file, the layout
-that adapters must fit, tokenizer, prompt format and goldens. No adapter is in it: a runtime that
-wants the base alone gives it zeros under the template's keys.
+In: a Hugging Face causal LM. Out: what the recipe's backend writes of it, with the layout that
+adapters must fit, tokenizer, prompt format and goldens. No adapter is in it.
 """
 
 from __future__ import annotations
@@ -14,10 +13,7 @@ from pathlib import Path
 
 import torch
 
-from export.executorch.layout import make_layout, write_layout
-from export.executorch.lora import fill_template, insert_lora, slot_tensors
-from export.executorch.lower import RunnerFacts, lower
-from export.executorch.quantize import quantize
+from export.backend import Target, find_backend, summary
 from export.families import check_family, choose_context
 from export.goldens import GoldenMaker, base_golden
 from export.libraries import load_libraries
@@ -25,14 +21,12 @@ from export.prompt_format import check_ids, prompt_format, write_prompt_format
 from export.prompts import golden_prompts
 from export.recipes import Recipe, find_recipe
 from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
-from protos.base_model import BaseModel, load_model, load_tokenizer, open_base
+from protos.base_model import BaseModel, load_tokenizer, open_base
 from protos.errors import InputError
 from protos.golden import write_golden
 from protos.progress import Progress, part, silent
 
 KIND = "BaseBundle"
-PROGRAM = "program.pte"
-FOUNDATION = "foundation.ptd"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +58,7 @@ def export_base(
     """
     chosen, model_files = find_recipe(recipe), open_base(base)
     check_family(model_files)
+    find_backend(chosen).check(model_files)
     if rank < 1:
         raise InputError(f"rank is {rank}, at least 1 is needed")
     context = choose_context(model_files, context_length)
@@ -76,63 +71,29 @@ def export_base(
     load_libraries()
     with create(out, KIND, parents, config) as draft:
         started = time.perf_counter()
-        facts = _write_goldens(
-            draft.path, model_files, chosen, context, prompts, part(progress, 0.0, 0.1)
-        )
+        target = write_texts(draft.path, model_files, chosen, context)
+        make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
+        write_golden(draft.path, base_golden(make))
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
         started = time.perf_counter()
         seed = digest_json([parents, config])
-        _write_program(draft.path, model_files, chosen, rank, facts, seed, part(progress, 0.1, 1.0))
+        written = find_backend(chosen).write_base(target, rank, seed, part(progress, 0.1, 1.0))
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
-        draft.measured["wire_bytes"] = sum(
-            (draft.path / name).stat().st_size for name in (PROGRAM, FOUNDATION)
-        )
+        draft.measured |= summary(draft.path, written)
     return open_artifact(out, KIND)
 
 
-def _write_goldens(
-    directory: Path,
-    base: BaseModel,
-    recipe: Recipe,
-    context: int,
-    contents: Sequence[str],
-    progress: Progress,
-) -> RunnerFacts:
-    """Tokenizer, prompt format and goldens; gives what the program tells about itself."""
+def write_texts(directory: Path, base: BaseModel, recipe: Recipe, context: int) -> Target:
+    """Write tokenizer and prompt format; gives what a backend needs to write the rest."""
     tokenizer = load_tokenizer(base)
     asked = prompt_format(base, tokenizer)
     write_prompt_format(directory, tokenizer, asked)
-    make = GoldenMaker(base, recipe, golden_prompts(tokenizer, contents, context), progress)
-    check_ids(directory, make.prompts, add_special_tokens=asked.add_special_tokens)
-    write_golden(directory, base_golden(make))
-    return RunnerFacts.of(base, context, asked)
+    return Target(directory, base, recipe, context, tokenizer, asked)
 
 
-def _write_program(
-    directory: Path,
-    base: BaseModel,
-    recipe: Recipe,
-    rank: int,
-    facts: RunnerFacts,
-    seed: str,
-    progress: Progress,
-) -> None:
-    progress("loading", 0.0)
-    model = load_model(base, torch.float32)
-    quantize(model, recipe)
-    layers = insert_lora(model, rank)
-    fill_template(layers, seed)
-    template = {name: t.detach().numpy().copy() for name, t in slot_tensors(layers).items()}
-    lowered = lower(model, facts, external=True, progress=progress)
-    layout = make_layout(
-        lowered,
-        template,
-        backend=recipe.backend,
-        rank=rank,
-        context_length=facts.context_length,
-        vocab=facts.vocab_size,
-    )
-    (directory / PROGRAM).write_bytes(lowered.program)
-    assert lowered.foundation is not None
-    (directory / FOUNDATION).write_bytes(lowered.foundation)
-    write_layout(directory, layout)
+def golden_maker(target: Target, contents: Sequence[str], progress: Progress) -> GoldenMaker:
+    """What makes the goldens of a target, its prompts checked against the written tokenizer."""
+    prompts = golden_prompts(target.tokenizer, contents, target.context_length)
+    special = target.asked.add_special_tokens
+    check_ids(target.directory, prompts, add_special_tokens=special)
+    return GoldenMaker(target.base, target.recipe, prompts, progress)

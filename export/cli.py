@@ -6,6 +6,7 @@ Only flags and output are here; heavy imports happen inside the commands, so `--
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -105,6 +106,11 @@ def base_command(
 @_BASE
 @click.option("--bundle", required=True, type=_PATH, help="The BaseBundle of that base.")
 @_OUT
+@click.option(
+    "--mode",
+    type=click.Choice(["lora-parameters", "merged"]),
+    help="For MLC: A and B as parameters, or merged into shards.  [default: lora-parameters]",
+)
 @click.option("--goldens/--no-goldens", default=True, help="Write what parity is judged by.")
 @_TRUST
 @_shared
@@ -113,6 +119,7 @@ def adapter_command(
     base: str,
     bundle: Path,
     out: Path,
+    mode: str | None,
     goldens: bool,
     trust_base: bool,
     prompts: Path | None,
@@ -129,6 +136,7 @@ def adapter_command(
             out,
             base=base,
             prompts=_contents(prompts),
+            mode=mode,
             goldens=goldens,
             trust_base=trust_base,
             threads=threads,
@@ -179,6 +187,47 @@ def merged_command(
     _run("export merged", run, as_json=as_json)
 
 
+@export.command(
+    "package",
+    epilog="Example: pocketune export package --base-bundle bundles/base --adapter-bundle "
+    "bundles/alice --platform android --out app/alice --assemble-only",
+)
+@click.option("--base-bundle", type=_PATH, help="The MLC BaseBundle; a merged bundle needs none.")
+@click.option("--adapter-bundle", type=_PATH, help="The adapter's bundle, or a merged one.")
+@click.option("--platform", required=True, type=click.Choice(["android", "ios"]))
+@click.option("--out", required=True, type=_PATH, help="Where the folder goes.")
+@click.option(
+    "--mlc-python",
+    default=sys.executable,
+    metavar="PYTHON",
+    envvar="POCKETUNE_MLC_PYTHON",
+    help="The Python that has mlc_llm.  [default: this one]",
+)
+@click.option(
+    "--mlc-source",
+    type=_PATH,
+    envvar="MLC_LLM_SOURCE_DIR",
+    help="A copy of MLC's repository, which its `package` needs.",
+)
+@click.option(
+    "--assemble-only", is_flag=True, help="Write model directory and config; build nothing."
+)
+def package_command(
+    base_bundle: Path | None,
+    adapter_bundle: Path | None,
+    platform: str,
+    out: Path,
+    mlc_python: str,
+    mlc_source: Path | None,
+    assemble_only: bool,
+) -> None:
+    """Make of MLC bundles what goes into an app, with MLC's own tools out of process."""
+    from export.mlc.package import Tools, export_package
+
+    tools = None if assemble_only else Tools(mlc_python, mlc_source)
+    click.echo(export_package(base_bundle, adapter_bundle, platform, out, tools))
+
+
 @export.command("recipes", epilog="Example: pocketune export recipes --json")
 @click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
 def recipes_command(as_json: bool) -> None:
@@ -211,6 +260,8 @@ def _run(title: str, run: Callable[[Progress], Artifact], *, as_json: bool) -> N
         "measured": dict(manifest.measured),
         "seconds": seconds,
     }
+    for line in manifest.measured.get("warnings", ()):
+        click.echo(f"warning: {line}", err=True)
     click.echo(json.dumps(result, indent=1) if as_json else _text(result))
 
 

@@ -18,10 +18,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from export.executorch.layout import Arrays
-from export.executorch.lora import fill, insert_lora
-from export.executorch.quantize import quantize
+from export.backend import find_backend
 from export.libraries import quiet
+from export.lora import fill, insert_lora
+from export.peft_adapter import Arrays
 from export.prompts import CONTINUATION
 from export.recipes import Recipe
 from export.reference import Recorder, continuations, forward_of
@@ -54,7 +54,7 @@ class GoldenMaker:
     def load_quantized(self) -> nn.Module:
         """The base with the weights that the recipe ships."""
         model = self.load()
-        quantize(model, self.recipe)
+        find_backend(self.recipe).quantize(model, self.recipe)
         return model
 
     def continued(self, model: nn.Module) -> list[GoldenPrompt]:
@@ -142,7 +142,7 @@ def merged_golden(make: GoldenMaker, adapter: Path) -> Golden:
     else:
         rungs["fake_quant.off"] = recorder.record(forward_of(make.load_quantized()))
     shipped = merge(load_peft(make.load(), adapter), adapter)
-    quantize(shipped, make.recipe)
+    find_backend(make.recipe).quantize(shipped, make.recipe)
     rungs["fake_quant.on"], noise = recorder.record_with_noise(shipped, SEED)
     return make.golden(prompts, recorder, rungs, noise)
 

@@ -1,4 +1,4 @@
-"""LoRA as two plain linear layers, so that XNNPACK takes them like any other.
+"""LoRA as two plain linear layers, as the phone computes it; XNNPACK takes them like any other.
 
     y = base(x) + B(A(x))        A: [rank, in], B: [out, rank], alpha / rank already folded into B
 
@@ -60,10 +60,11 @@ def slot_tensors(layers: Mapping[str, LoraLinear]) -> dict[str, torch.Tensor]:
 
 
 def fill(layers: Mapping[str, LoraLinear], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy slot tensors, float32, into the layers."""
+    """Copy slot tensors, float32, into the layers; a layer without any stays without effect."""
     with torch.no_grad():
         for name, parameter in slot_tensors(layers).items():
-            parameter.copy_(tensors[name])
+            if name in tensors:
+                parameter.copy_(tensors[name])
 
 
 def fill_template(layers: Mapping[str, LoraLinear], digest: str) -> None:

@@ -1,7 +1,7 @@
-"""`export merged`: base and adapter become one self-contained program.
+"""`export merged`: base and adapter become one self-contained bundle.
 
-In: a base model, a PEFT adapter, a recipe. Out: an AdapterBundle whose `program.pte` holds all
-weights, the adapter merged in float32 before quantization. It costs a full lowering per user and
+In: a base model, a PEFT adapter, a recipe. Out: an AdapterBundle that holds all weights, the
+adapter merged in float32 before quantization. It costs a full lowering per user and
 the size of the base, and takes adapters that the separate form refuses (DoRA, modules_to_save).
 """
 
@@ -14,19 +14,16 @@ from pathlib import Path
 
 import torch
 
-from export.adapter import ADAPTER_FILE, FORMAT, KIND, AdapterConfig
-from export.base import PROGRAM
-from export.executorch.lower import RunnerFacts, lower
-from export.executorch.quantize import quantize
+from export.adapter import KIND, AdapterConfig
+from export.backend import find_backend, summary
+from export.base import golden_maker, write_texts
 from export.families import check_family, choose_context
-from export.goldens import GoldenMaker, load_peft, merge, merged_golden
+from export.goldens import load_peft, merge, merged_golden
 from export.libraries import load_libraries
 from export.peft_adapter import open_adapter
-from export.prompt_format import check_ids, prompt_format, write_prompt_format
-from export.prompts import golden_prompts
 from export.recipes import find_recipe
-from protos.artifacts import Artifact, create, digest_json, finished, open_artifact, write_json
-from protos.base_model import load_tokenizer, open_base
+from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
+from protos.base_model import open_base
 from protos.golden import write_golden
 from protos.progress import Progress, part, silent
 
@@ -52,6 +49,7 @@ def export_merged(
     """
     chosen, model_files = find_recipe(recipe), open_base(base)
     check_family(model_files)
+    find_backend(chosen).check(model_files)
     context = choose_context(model_files, context_length)
     source = open_adapter(adapter, base_digest=model_files.digest, trust_base=trust_base)
     resolved = AdapterConfig("merged", chosen.name, context, True, digest_json(list(prompts)))
@@ -64,22 +62,13 @@ def export_merged(
     load_libraries()
     with create(out, KIND, parents, config) as draft:
         started = time.perf_counter()
-        tokenizer = load_tokenizer(model_files)
-        asked = prompt_format(model_files, tokenizer)
-        write_prompt_format(draft.path, tokenizer, asked)
-        texts = golden_prompts(tokenizer, prompts, context)
-        check_ids(draft.path, texts, add_special_tokens=asked.add_special_tokens)
-        make = GoldenMaker(model_files, chosen, texts, part(progress, 0.0, 0.1))
+        target = write_texts(draft.path, model_files, chosen, context)
+        make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
         write_golden(draft.path, merged_golden(make, source.path))
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
-
         started = time.perf_counter()
         model = merge(load_peft(make.load(), source.path), source.path)
-        quantize(model, chosen)
-        facts = RunnerFacts.of(model_files, context, asked)
-        lowered = lower(model, facts, external=False, progress=part(progress, 0.1, 1.0))
-        (draft.path / PROGRAM).write_bytes(lowered.program)
-        write_json(draft.path / ADAPTER_FILE, {"format": FORMAT, "layout": "merged"})
+        written = find_backend(chosen).write_merged(target, model, part(progress, 0.1, 1.0))
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
-        draft.measured["wire_bytes"] = len(lowered.program)
+        draft.measured |= summary(draft.path, written)
     return open_artifact(out, KIND)

@@ -11,11 +11,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from export.executorch.layout import Arrays, Layout, Slot
+from export.recipes import Recipe
 from protos.artifacts import MANIFEST, digest_file, digest_json, open_artifact, read_json
 from protos.errors import InputError, MismatchError, UnsupportedError
 
@@ -39,6 +40,34 @@ _WITHOUT_EFFECT = frozenset({
 """Options that change nothing at inference on linear layers; what is in neither set is refused."""
 _INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Initializations that leave the base as it is; the others train against a changed base."""
+
+
+Arrays = Mapping[str, NDArray[np.float32]]
+"""Slot name -> tensor, with the scale folded into B."""
+
+
+class Slot(Protocol):
+    """A place for one adapter tensor. name: `<module path>.lora_A` [rank, in] or `.lora_B`
+    [out, rank].
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def module(self) -> str: ...
+
+
+class Layout(Protocol):
+    """What an adapter must look like to fit: its highest rank, and a slot for each tensor."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def slots(self) -> Sequence[Slot]: ...
+    @property
+    def modules(self) -> list[str]: ...
 
 
 @dataclass(frozen=True)
@@ -120,6 +149,25 @@ def fold(adapter: PeftAdapter, layout: Layout, module_names: Sequence[str]) -> A
     return folded
 
 
+def shipped_form(path: Path, folded: Arrays, recipe: Recipe) -> Arrays:
+    """The folded tensors as the phone gets them: rounded to the recipe's type, still float32.
+
+    Raises:
+        UnsupportedError: a value is too large for that type.
+    """
+    if recipe.adapter_dtype == "float32":
+        return folded
+    with np.errstate(over="ignore"):
+        rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in folded.items()}
+    wide = [name for name, array in rounded.items() if not np.isfinite(array).all()]
+    if wide:
+        raise UnsupportedError(
+            f"{path}: {wide[0]} holds values above 65,504, which float16 cannot; this recipe ships "
+            "adapters as float16, a float32 recipe as float32"
+        )
+    return rounded
+
+
 def folded_digest(arrays: Arrays) -> str:
     """sha256 of what the adapter does: folded tensors with their names, so scale and rank count."""
     digest = hashlib.sha256()
@@ -127,6 +175,23 @@ def folded_digest(arrays: Arrays) -> str:
         digest.update(f"{name}:{arrays[name].shape}\n".encode())
         digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()
+
+
+def adapted_modules(adapter: PeftAdapter) -> list[str]:
+    """The linear layers that the adapter's file holds tensors of.
+
+    Raises:
+        InputError: it is unreadable.
+    """
+    end = ".lora_A.weight"
+    names = [name for name in _tensors(adapter.path) if name.endswith(end)]
+    return [name.removeprefix(_PREFIX).removesuffix(end) for name in names]
+
+
+def highest_rank(adapter: PeftAdapter) -> int:
+    """The highest rank that the adapter's config gives to any layer."""
+    patterns = adapter.config.get("rank_pattern") or {}
+    return max(int(adapter.config["r"]), *(int(rank) for rank in patterns.values()), 0)
 
 
 def _artifact(path: Path) -> PeftAdapter:

@@ -42,6 +42,34 @@ class Recipe:
     notes: str
 
 
+def _mlc(
+    name: str, quantization: str | None, dtype: Literal["float32", "float16"], description: str
+) -> Recipe:
+    """A recipe of MLC's, under MLC's own name. dtype: what a device computes in."""
+    half, four_bits = dtype == "float16", name.startswith("q4")
+    return Recipe(
+        name=f"mlc-{name}",
+        backend="mlc",
+        description=description,
+        quantization=quantization,
+        group_size=32 if four_bits else 0,
+        adapter_dtype=dtype,
+        thresholds={
+            "lowering_max_abs": 3e-2 if half else 1e-4,
+            "lowering_top1": 0.99 if half else 1.0,
+            "lowering_kl_mean": 1e-3,
+            "effect_cosine": 0.9 if half or four_bits else 0.99,
+            **_EFFECT_NORM,
+            **({"quantization_kl_mean": 0.5} if four_bits else {}),
+        },
+        notes="limits of the float16 recipes leave room for devices that compute in float16"
+        if half
+        else "embedding and head are quantized too"
+        if four_bits
+        else "four bytes a weight",
+    )
+
+
 RECIPES: Mapping[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -77,6 +105,22 @@ RECIPES: Mapping[str, Recipe] = {
                 "quantization_kl_mean": 0.5,
             },
             notes="bfloat16 scales, as XNNPACK rounds them; LoRA computes in float32",
+        ),
+        _mlc(
+            "q0f32", None, "float32", "float32 weights for MLC; exact, for tests of the way there"
+        ),
+        _mlc("q0f16", "q0f16", "float16", "float16 weights for MLC, half the size, nearly exact"),
+        _mlc(
+            "q4f32_1",
+            "q4f32_1",
+            "float32",
+            "int4 weights in groups of 32 for MLC, computes float32",
+        ),
+        _mlc(
+            "q4f16_1",
+            "q4f16_1",
+            "float16",
+            "int4 weights in groups of 32 for MLC, computes float16",
         ),
     )
 }

@@ -144,6 +144,16 @@ def load_model(base: BaseModel, dtype: torch.dtype) -> PreTrainedModel:
     return model.eval()
 
 
+def skeleton(base: BaseModel) -> PreTrainedModel:
+    """The model without its weights, from the config alone: names and shapes of its modules."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(base.directory, local_files_only=True)
+        return AutoModelForCausalLM.from_config(config)
+
+
 def render(tokenizer: PreTrainedTokenizerFast, content: str) -> str:
     """What the model reads when a user says `content`: the chat template, else `PLAIN_TEMPLATE`."""
     if tokenizer.chat_template is None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from export.executorch.data_file import read_data_file
 from export.executorch.lower import Lowered
+from export.peft_adapter import Arrays
 from protos.artifacts import read_json, write_json
 from protos.errors import ArtifactError, InputError
 
@@ -26,8 +27,6 @@ FORMAT = 1
 FILE = "layout.json"
 KEY_LENGTH = 64
 _FLOAT32_BYTES = 4
-
-Arrays = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

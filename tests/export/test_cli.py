@@ -36,7 +36,10 @@ def altered(llama, tmp_path):
 
 def test_recipes_are_listed():
     rows = json.loads(CliRunner().invoke(export, ["recipes", "--json"]).stdout)
-    assert [row["name"] for row in rows] == ["executorch-xnnpack-fp32", "executorch-xnnpack-8da4w"]
+    assert [row["name"] for row in rows] == [
+        "executorch-xnnpack-fp32", "executorch-xnnpack-8da4w",
+        "mlc-q0f32", "mlc-q0f16", "mlc-q4f32_1", "mlc-q4f16_1",
+    ]  # fmt: skip
     assert rows[1]["thresholds"]["effect_cosine"] == 0.9
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from export.adapter import export_adapter
 from export.executorch.layout import Layout, Slot
-from export.executorch.lora import projections
+from export.lora import projections
 from export.peft_adapter import fold, folded_digest, open_adapter, refuse_unrepresentable
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
 
