@@ -28,9 +28,9 @@ LOG_FILE = "mlc_llm.log"
 DEVICES = {"android": "android", "ios": "iphone"}
 """Platform -> MLC's name of the device."""
 HOW_TO_INSTALL = (
-    "mlc_llm is not in that environment. It is on no package index: make an environment of its own, "
-    "python -m pip install --pre -U -f https://mlc.ai/wheels mlc-llm-nightly-cpu mlc-ai-nightly-cpu "
-    "there, and name it with --mlc-python; --assemble-only writes the folder without it"
+    "mlc_llm is not in that environment. It is on no package index: in an environment of its own, "
+    "python -m pip install --pre -U -f https://mlc.ai/wheels mlc-llm-nightly-cpu "
+    "mlc-ai-nightly-cpu; name it with --mlc-python, or write the folder alone with --assemble-only"
 )
 _LORA_MODEL = Path(__file__).with_name("lora_model.py")
 _RUNTIME_BYTES = 200 * 2**20

@@ -209,7 +209,7 @@ def test_failure_in_the_middle_leaves_nothing(llama, llama_bundle, users, tmp_pa
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("export.adapter.adapter_golden", interrupt)
+    monkeypatch.setattr("export.executorch.backend.adapter_golden", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_adapter(users[0][0], llama_bundle.path, tmp_path / "out", base=str(llama))
     assert not list(tmp_path.iterdir())
