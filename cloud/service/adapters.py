@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 
 from cloud.service import messages
-from cloud.service.audit import AuditLog
 from cloud.service.beginnings import AdapterBeginnings
 from cloud.service.boundary import Context
 from cloud.service.owned import Owned
@@ -19,10 +18,15 @@ from protos.v1.transfer_pb2 import Chunk
 class Adapters(AdapterBeginnings, adapters_pb2_grpc.AdapterServiceServicer):
     """`pocketune.v1.AdapterService`."""
 
-    def __init__(self, parts: Parts, audit: AuditLog) -> None:
+    def __init__(self, parts: Parts) -> None:
         AdapterBeginnings.__init__(self, parts)
         self._adapters = Owned(
-            parts.database, parts.vault, audit, "Adapter", "pocketune.dev/Adapter", messages.adapter
+            parts.database,
+            parts.vault,
+            parts.audit,
+            "Adapter",
+            "pocketune.dev/Adapter",
+            messages.adapter,
         )
 
     async def GetAdapter(

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row
 
 from cloud.profiles import MIN_ITEMS
 from cloud.service import artifacts_store, limits, messages, names, operations, options
-from cloud.service.auth import principal
+from cloud.service.auth import Principal, principal
 from cloud.service.boundary import Context
 from cloud.service.errors import AlreadyExists, InvalidFields, NotFound, Violation, WrongState
 from cloud.service.launch import launch
@@ -51,15 +51,22 @@ class _Beginnings:
         self._database = parts.database
         self._vault = parts.vault
         self._queue = parts.queue
+        self._audit = parts.audit
 
     def _begin(
-        self, connection: Connection, new: operations.New, kind: str, check: Callable[[], None]
+        self,
+        connection: Connection,
+        caller: Principal,
+        new: operations.New,
+        kind: str,
+        check: Callable[[], None],
     ) -> longrunning.Operation:
         """Begin it if `check` allows; a repeated call is answered as before in any case."""
 
         def allow() -> None:
             check()
-            limits.check_quotas(connection, new.tenant, self._settings)
+            limits.check_quotas(connection, caller.tenant, self._settings)
+            self._audit.record(connection, caller, new.method, new.target)
 
         return launch(connection, self._queue, new, self._space(new), kind, allow)
 
@@ -80,12 +87,13 @@ class ProfileBeginnings(_Beginnings, Profiles):
 
     def __init__(self, parts: Parts) -> None:
         _Beginnings.__init__(self, parts)
-        Profiles.__init__(self, parts.database, parts.vault, parts.queue)
+        Profiles.__init__(self, parts)
 
     async def AugmentProfile(
         self, request: profiles_pb2.AugmentProfileRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         path = names.parts(_PROFILE, request.name)
         spec = options.teacher_spec(self._settings, request.options.teacher)
 
@@ -94,7 +102,7 @@ class ProfileBeginnings(_Beginnings, Profiles):
             uid = profile.user_uid
             new = operations.New(tenant, uid, "AugmentProfile", request.name, uid, request)
             return self._begin(
-                connection, new, self._settings.training_queue,
+                connection, caller, new, self._settings.training_queue,
                 lambda: _check_profile(connection, tenant, path[0], profile, spec),
             )  # fmt: skip
 
@@ -103,7 +111,8 @@ class ProfileBeginnings(_Beginnings, Profiles):
     async def PersonalizeProfile(
         self, request: profiles_pb2.PersonalizeProfileRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         path = names.parts(_PROFILE, request.name)
         spec = options.teacher_spec(self._settings, request.augment.teacher, "augment.teacher")
         self._check_recipe(request.recipe)
@@ -117,7 +126,7 @@ class ProfileBeginnings(_Beginnings, Profiles):
                 tenant, uid, "PersonalizeProfile", request.name, uid, request, base.uid
             )
             return self._begin(
-                connection, new, self._settings.training_queue,
+                connection, caller, new, self._settings.training_queue,
                 lambda: _check_profile(connection, tenant, path[0], profile, spec),
             )  # fmt: skip
 
@@ -130,7 +139,8 @@ class AdapterBeginnings(_Beginnings):
     async def TrainAdapter(
         self, request: adapters_pb2.TrainAdapterRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         path = names.parts(_PROFILE, request.profile)
         _check_owner(request.parent, request.profile, "profile")
 
@@ -143,7 +153,7 @@ class AdapterBeginnings(_Beginnings):
                 tenant, uid, "TrainAdapter", request.profile, uid, request, base.uid
             )
             return self._begin(
-                connection, new, self._settings.training_queue,
+                connection, caller, new, self._settings.training_queue,
                 lambda: _exists(find_dataset(connection, profile, request.dataset)),
             )  # fmt: skip
 
@@ -156,7 +166,8 @@ class BundleBeginnings(_Beginnings):
     async def ExportBundle(
         self, request: bundles_pb2.ExportBundleRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         user_id, _ = names.parts("pocketune.dev/Adapter", request.adapter)
         _check_owner(request.parent, request.adapter, "adapter")
         self._check_recipe(request.recipe)
@@ -167,7 +178,7 @@ class BundleBeginnings(_Beginnings):
                 tenant, user.uid, "ExportBundle", request.adapter, user.uid, request
             )
             return self._begin(
-                connection, new, _LIGHT,
+                connection, caller, new, _LIGHT,
                 lambda: _exists(find_adapter(connection, user.uid, request.adapter)),
             )  # fmt: skip
 
@@ -180,7 +191,8 @@ class BaseBeginnings(_Beginnings):
     async def CreateBase(
         self, request: bases_pb2.CreateBaseRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         options.base_spec(self._settings, request.base.source)
         target = f"bases/{request.base_id}"
 
@@ -188,7 +200,11 @@ class BaseBeginnings(_Beginnings):
             key = f"base/{tenant}/{request.base_id}"
             new = operations.New(tenant, None, "CreateBase", target, key, request)
             return self._begin(
-                connection, new, _LIGHT, lambda: _check_new(connection, tenant, request.base_id)
+                connection,
+                caller,
+                new,
+                _LIGHT,
+                lambda: _check_new(connection, tenant, request.base_id),
             )
 
         return await self._database.write(begin)
@@ -196,14 +212,15 @@ class BaseBeginnings(_Beginnings):
     async def LowerBase(
         self, request: bases_pb2.LowerBaseRequest, context: Context
     ) -> longrunning.Operation:
-        tenant = principal.get().tenant
+        caller = principal.get()
+        tenant = caller.tenant
         self._check_recipe(request.recipe)
 
         def begin(connection: Connection) -> longrunning.Operation:
             base = find_base(connection, tenant, request.name)
             key = f"lower/{base.uid}/{request.recipe}"
             new = operations.New(tenant, None, "LowerBase", request.name, key, request)
-            return self._begin(connection, new, _LIGHT, lambda: None)
+            return self._begin(connection, caller, new, _LIGHT, lambda: None)
 
         return await self._database.write(begin)
 

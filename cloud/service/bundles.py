@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from google.protobuf.empty_pb2 import Empty
 
 from cloud.service import messages
-from cloud.service.audit import AuditLog
 from cloud.service.beginnings import BundleBeginnings
 from cloud.service.boundary import Context
 from cloud.service.owned import Owned
@@ -19,10 +18,10 @@ from protos.v1.transfer_pb2 import Chunk
 class Bundles(BundleBeginnings, bundles_pb2_grpc.BundleServiceServicer):
     """`pocketune.v1.BundleService`."""
 
-    def __init__(self, parts: Parts, audit: AuditLog) -> None:
+    def __init__(self, parts: Parts) -> None:
         BundleBeginnings.__init__(self, parts)
         self._bundles = Owned(
-            parts.database, parts.vault, audit, "AdapterBundle", "pocketune.dev/Bundle",
+            parts.database, parts.vault, parts.audit, "AdapterBundle", "pocketune.dev/Bundle",
             messages.bundle,
         )  # fmt: skip
 

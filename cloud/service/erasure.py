@@ -23,7 +23,7 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from cloud.service import names, operations, requests, scratch
 from cloud.service.artifacts_store import CHECKPOINT, DRAFT
-from cloud.service.audit import AuditLog, server_key
+from cloud.service.audit import server_key
 from cloud.service.auth import Principal, principal
 from cloud.service.boundary import Context
 from cloud.service.errors import Cancelled, to_status
@@ -49,8 +49,8 @@ _POLL_S = 0.1
 class ErasableUsers(Users):
     """`pocketune.v1.UserService`, with DeleteUser."""
 
-    def __init__(self, parts: Parts, audit: AuditLog) -> None:
-        super().__init__(parts.database, parts.vault, audit)
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts.database, parts.vault, parts.audit)
         self._queue = parts.queue
 
     async def DeleteUser(
@@ -157,9 +157,7 @@ class _Erasure:
                 connection.execute(delete(table).where(table.user_uid == uid))
             connection.execute(delete(User).where(User.uid == uid))
             worker = Principal(job.operation.tenant, "worker")
-            AuditLog(server_key(parts.settings)).record(
-                connection, worker, METHOD, job.operation.target, "ERASED"
-            )
+            parts.audit.record(connection, worker, METHOD, job.operation.target, "ERASED")
         parts.database.erase_traces()
         return {"erased": erased}
 

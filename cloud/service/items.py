@@ -16,7 +16,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from cloud.profiles import ItemError, check_label, text_field
 from cloud.service import names, pages, profiles
-from cloud.service.auth import principal
+from cloud.service.audit import AuditLog
+from cloud.service.auth import Principal, principal
 from cloud.service.errors import InvalidFields, NotFound, Violation, WrongPosition
 from cloud.service.state import Database, new_uid, now
 from cloud.service.tables import Item, Profile, Upload
@@ -30,14 +31,18 @@ _PROFILE = "pocketune.dev/Profile"
 
 
 async def append(
-    database: Database, vault: Vault, stream: AsyncIterator[profiles_pb2.AppendItemsRequest]
+    database: Database,
+    vault: Vault,
+    audit: AuditLog,
+    stream: AsyncIterator[profiles_pb2.AppendItemsRequest],
 ) -> profiles_pb2.AppendItemsResponse:
     """Store a stream of items; each message in a transaction of its own."""
-    tenant = principal.get().tenant
+    caller = principal.get()
+    tenant = caller.tenant
     head: profiles_pb2.AppendItemsRequest | None = None
     async for batch in stream:
         head = head or _head(batch)
-        await database.write(partial(_append, vault, tenant, head, batch))
+        await database.write(partial(_append, vault, audit, caller, head, batch))
     if head is None:
         raise InvalidFields([Violation("parent", "is required in the first message")])
     user_id, task = names.parts(_PROFILE, head.parent)
@@ -128,13 +133,16 @@ def _head(first: profiles_pb2.AppendItemsRequest) -> profiles_pb2.AppendItemsReq
 
 def _append(
     vault: Vault,
-    tenant: str,
+    audit: AuditLog,
+    caller: Principal,
     head: profiles_pb2.AppendItemsRequest,
     batch: profiles_pb2.AppendItemsRequest,
     connection: Connection,
 ) -> None:
+    tenant = caller.tenant
     profile = profiles.find_profile(connection, tenant, *names.parts(_PROFILE, head.parent))
-    _store(connection, profile, vault.space(tenant, profile.user_uid), head, batch)
+    if _store(connection, profile, vault.space(tenant, profile.user_uid), head, batch):
+        audit.record(connection, caller, "AppendItems", head.parent)
 
 
 def _store(
@@ -143,8 +151,8 @@ def _store(
     space: Space,
     head: profiles_pb2.AppendItemsRequest,
     batch: profiles_pb2.AppendItemsRequest,
-) -> None:
-    """Store the part of a batch that is new, and move the upload's mark."""
+) -> int:
+    """Store the part of a batch that is new, move the upload's mark; returns how many were added."""
     for name in ("parent", "request_id"):
         if getattr(batch, name) not in ("", getattr(head, name)):
             raise InvalidFields([Violation(name, "differs from the first message's")])
@@ -174,6 +182,7 @@ def _store(
         .where(Profile.uid == profile.uid)
         .values(item_count=Profile.item_count + added, update_time=time)
     )
+    return added
 
 
 def _lock(connection: Connection, profile_uid: str, request_id: str) -> Row[Any]:

@@ -12,7 +12,6 @@ from google.protobuf.empty_pb2 import Empty
 from sqlalchemy import Connection, Row, delete, insert, select
 
 from cloud.service import artifacts_store, messages, names, pages, requests
-from cloud.service.audit import AuditLog
 from cloud.service.auth import Principal, principal
 from cloud.service.boundary import Context
 from cloud.service.errors import InvalidFields, NotFound, Violation
@@ -55,10 +54,10 @@ def store(
 class Parity(parity_pb2_grpc.ParityServiceServicer):
     """`pocketune.v1.ParityService`."""
 
-    def __init__(self, parts: Parts, audit: AuditLog) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._database = parts.database
         self._vault = parts.vault
-        self._audit = audit
+        self._audit = parts.audit
 
     async def CreateParityReport(
         self, request: parity_pb2.CreateParityReportRequest, context: Context

@@ -1,6 +1,6 @@
 """What a server or a worker is made of, opened once.
 
-In: settings. Out: `Parts`: database, vault and queue; every service and stage gets them.
+In: settings. Out: `Parts`: database, vault, queue and audit log; every service and stage gets them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from cloud.service import jobs
+from cloud.service.audit import AuditLog, open_audit
 from cloud.service.settings import Settings
 from cloud.service.state import Database
 from cloud.service.vault import Vault, open_vault
@@ -23,17 +24,18 @@ class Parts:
     database: Database
     vault: Vault
     queue: jobs.JobQueue
+    audit: AuditLog
 
 
 @contextlib.contextmanager
 def open_parts(settings: Settings) -> Generator[Parts]:
-    """Open database, blobs and keys, and bring the tables to this version."""
+    """Open database, blobs, keys and audit log, and bring the tables to this version."""
     database = Database(settings.resolved_database_url)
     database.migrate()
     jobs.make_tables(database)
     queue = jobs.JobQueue(database)
     try:
-        yield Parts(settings, database, open_vault(settings), queue)
+        yield Parts(settings, database, open_vault(settings), queue, open_audit(settings))
     finally:
         queue.close()
         database.close()

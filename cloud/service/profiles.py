@@ -9,7 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 from sqlalchemy import Connection, Row, bindparam, delete, insert, select
 
 from cloud.service import artifacts_store, items, names, pages, requests
-from cloud.service.auth import principal
+from cloud.service.auth import Principal, principal
 from cloud.service.boundary import Context
 from cloud.service.errors import (
     AlreadyExists,
@@ -18,11 +18,11 @@ from cloud.service.errors import (
     NotFound,
     Violation,
 )
-from cloud.service.jobs import JobQueue
-from cloud.service.state import Database, new_uid, now
+from cloud.service.parts import Parts
+from cloud.service.state import new_uid, now
 from cloud.service.tables import Artifact, Operation, Profile
 from cloud.service.users import find_user, timestamp
-from cloud.service.vault import Space, Vault
+from cloud.service.vault import Space
 from cloud.tasks import TASKS, Task, custom_task
 from protos.errors import InputError
 from protos.v1 import profiles_pb2, profiles_pb2_grpc
@@ -79,21 +79,25 @@ def message_of(row: Row[Any], user_id: str, space: Space) -> profiles_pb2.Profil
 class Profiles(profiles_pb2_grpc.ProfileServiceServicer):
     """`pocketune.v1.ProfileService`."""
 
-    def __init__(self, database: Database, vault: Vault, queue: JobQueue) -> None:
-        self._database = database
-        self._vault = vault
-        self._queue = queue
+    def __init__(self, parts: Parts) -> None:
+        self._database = parts.database
+        self._vault = parts.vault
+        self._audit = parts.audit
 
     async def CreateProfile(
         self, request: profiles_pb2.CreateProfileRequest, context: Context
     ) -> profiles_pb2.Profile:
-        tenant = principal.get().tenant
+        caller = principal.get()
         task_of(request.profile_id, request.profile)
-        return await self._database.write(lambda c: self._create(c, tenant, request))
+        return await self._database.write(lambda c: self._create(c, caller, request))
 
     def _create(
-        self, connection: Connection, tenant: str, request: profiles_pb2.CreateProfileRequest
+        self,
+        connection: Connection,
+        caller: Principal,
+        request: profiles_pb2.CreateProfileRequest,
     ) -> profiles_pb2.Profile:
+        tenant = caller.tenant
         (user_id,) = names.parts("pocketune.dev/User", request.parent)
         user = find_user(connection, tenant, user_id)
         space = self._vault.space(tenant, user.uid)
@@ -125,6 +129,7 @@ class Profiles(profiles_pb2_grpc.ProfileServiceServicer):
         row = find_profile(connection, tenant, user_id, request.profile_id)
         answer = message_of(row, user_id, space)
         requests.remember(connection, tenant, user.uid, request, space, answer)
+        self._audit.record(connection, caller, "CreateProfile", answer.name)
         return answer
 
     async def GetProfile(
@@ -163,15 +168,19 @@ class Profiles(profiles_pb2_grpc.ProfileServiceServicer):
     async def DeleteProfile(
         self, request: profiles_pb2.DeleteProfileRequest, context: Context
     ) -> Empty:
-        tenant = principal.get().tenant
-        keys = await self._database.write(lambda c: self._delete(c, tenant, request))
+        caller = principal.get()
+        keys = await self._database.write(lambda c: self._delete(c, caller, request))
         await asyncio.to_thread(lambda: [self._vault.blobs.delete(key) for key in keys])
         return Empty()
 
     def _delete(
-        self, connection: Connection, tenant: str, request: profiles_pb2.DeleteProfileRequest
+        self,
+        connection: Connection,
+        caller: Principal,
+        request: profiles_pb2.DeleteProfileRequest,
     ) -> list[str]:
         """Delete a profile and its datasets; returns the keys of blobs that are now unneeded."""
+        tenant = caller.tenant
         user_id, task = names.parts(_PROFILE, request.name)
         user = find_user(connection, tenant, user_id)
         space = self._vault.space(tenant, user.uid)
@@ -192,12 +201,13 @@ class Profiles(profiles_pb2_grpc.ProfileServiceServicer):
         ]
         connection.execute(delete(Profile).where(Profile.uid == row.uid))
         requests.remember(connection, tenant, user.uid, request, space, Empty())
+        self._audit.record(connection, caller, "DeleteProfile", request.name)
         return keys
 
     async def AppendItems(
         self, request_iterator: Any, context: Context
     ) -> profiles_pb2.AppendItemsResponse:
-        return await items.append(self._database, self._vault, request_iterator)
+        return await items.append(self._database, self._vault, self._audit, request_iterator)
 
     async def GetUpload(
         self, request: profiles_pb2.GetUploadRequest, context: Context

@@ -21,7 +21,6 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from cloud.service.adapters import Adapters
-from cloud.service.audit import open_audit
 from cloud.service.auth import Authenticator, server_credentials
 from cloud.service.bases import Bases
 from cloud.service.beginnings import ProfileBeginnings
@@ -105,16 +104,13 @@ async def serve(parts: Parts, pipelines: Mapping[str, Pipeline]) -> None:
 
 
 def _add_services(server: grpc.aio.Server, parts: Parts) -> HealthServicer:
-    audit = open_audit(parts.settings)
-    users_pb2_grpc.add_UserServiceServicer_to_server(ErasableUsers(parts, audit), server)
+    users_pb2_grpc.add_UserServiceServicer_to_server(ErasableUsers(parts), server)
     profiles_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileBeginnings(parts), server)
-    adapters_pb2_grpc.add_AdapterServiceServicer_to_server(Adapters(parts, audit), server)
-    bundles_pb2_grpc.add_BundleServiceServicer_to_server(Bundles(parts, audit), server)
+    adapters_pb2_grpc.add_AdapterServiceServicer_to_server(Adapters(parts), server)
+    bundles_pb2_grpc.add_BundleServiceServicer_to_server(Bundles(parts), server)
     bases_pb2_grpc.add_BaseServiceServicer_to_server(Bases(parts), server)
-    parity_pb2_grpc.add_ParityServiceServicer_to_server(Parity(parts, audit), server)
-    longrunning_grpc.add_OperationsServicer_to_server(
-        Operations(parts.database, parts.vault), server
-    )
+    parity_pb2_grpc.add_ParityServiceServicer_to_server(Parity(parts), server)
+    longrunning_grpc.add_OperationsServicer_to_server(Operations(parts), server)
     healthy = HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
