@@ -12,15 +12,14 @@ from typing import Any, cast
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning import operations_pb2_grpc as longrunning_grpc
 from google.protobuf.empty_pb2 import Empty
-from sqlalchemy import Row, delete, select, tuple_
+from sqlalchemy import Connection, Row, delete, select, tuple_
 
 from cloud.service import names, operations, pages
 from cloud.service.auth import principal
 from cloud.service.boundary import Context
 from cloud.service.errors import InvalidFields, Violation, WrongState
-from cloud.service.state import Database
+from cloud.service.parts import Parts
 from cloud.service.tables import Operation
-from cloud.service.vault import Vault
 
 _COLLECTION = "operations"
 _POLL_S = 0.2
@@ -30,9 +29,11 @@ _MAX_WAIT_S = 50.0
 class Operations(longrunning_grpc.OperationsServicer):
     """`google.longrunning.Operations`: Get, List, Wait, Cancel, Delete."""
 
-    def __init__(self, database: Database, vault: Vault) -> None:
-        self._database = database
-        self._vault = vault
+    def __init__(self, parts: Parts) -> None:
+        self._database = parts.database
+        self._vault = parts.vault
+        self._queue = parts.queue
+        self._audit = parts.audit
 
     async def GetOperation(
         self, request: longrunning.GetOperationRequest, context: Context
@@ -78,18 +79,29 @@ class Operations(longrunning_grpc.OperationsServicer):
     async def CancelOperation(
         self, request: longrunning.CancelOperationRequest, context: Context
     ) -> Empty:
-        row = await self._find(request.name)
-        await self._database.write(lambda c: operations.request_cancel(c, row.uid))
+        caller, row = principal.get(), await self._find(request.name)
+
+        def cancel(connection: Connection) -> None:
+            operations.request_cancel(connection, row.uid)
+            self._audit.record(connection, caller, "CancelOperation", request.name)
+
+        await self._database.write(cancel)
         return Empty()
 
     async def DeleteOperation(
         self, request: longrunning.DeleteOperationRequest, context: Context
     ) -> Empty:
-        row = await self._find(request.name)
+        """Forget an operation that has ended, and first what the job engine keeps of it."""
+        caller, row = principal.get(), await self._find(request.name)
         if row.end_time is None:
             raise WrongState(f"{request.name}: is not done; cancel it first")
-        gone = delete(Operation).where(Operation.uid == row.uid)
-        await self._database.write(lambda c: c.execute(gone))
+        await asyncio.to_thread(self._queue.forget, [row.uid])
+
+        def remove(connection: Connection) -> None:
+            connection.execute(delete(Operation).where(Operation.uid == row.uid))
+            self._audit.record(connection, caller, "DeleteOperation", request.name)
+
+        await self._database.write(remove)
         return Empty()
 
     async def _find(self, name: str) -> Row[Any]:
