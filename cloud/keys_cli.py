@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,17 +122,23 @@ def root_command(path: Path) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="The server's.  [default: pocketune-data]",
 )
-def receipts_command(data_dir: Path | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="With its id, and as PEM, for other tools.")
+def receipts_command(data_dir: Path | None, as_json: bool) -> None:
     """Print the public key that verifies receipts of erasure, 64 hex characters.
+
+    Run it where the server's settings and files are.
 
     \b
     Example:
       pocketune keys receipts
+      pocketune keys receipts --json
     """
-    from cloud.service.audit import server_key
-    from cloud.service.receipts import Signer
+    from cloud.service.audit import existing_server_key
+    from cloud.service.receipts import Signer, key_id, pem
 
-    click.echo(Signer(server_key(read_settings(data_dir=data_dir))).public_key.hex())
+    public = Signer(existing_server_key(read_settings(data_dir=data_dir))).public_key
+    told = {"key_id": key_id(public), "public_key": public.hex(), "pem": pem(public)}
+    click.echo(json.dumps(told) if as_json else told["public_key"])
 
 
 @keys.command("verify")

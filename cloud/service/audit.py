@@ -7,6 +7,8 @@ and a name can look for its rows; from the rows alone nobody learns a name.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy import Connection, insert
 
 from cloud.service import crypto
@@ -58,8 +60,19 @@ def server_key(settings: Settings) -> bytes:
     Raises:
         InputError: the file is missing, or others may read it.
     """
-    path = settings.server_key_file
-    if path is None:
-        path = settings.data_dir / "server.key"
-        crypto.make_root_key(path)
-    return crypto.read_root_key(path)
+    if settings.server_key_file is None:
+        crypto.make_root_key(_path(settings))
+    return crypto.read_root_key(_path(settings))
+
+
+def existing_server_key(settings: Settings) -> bytes:
+    """The same, but never made: for who asks what a server has signed with.
+
+    Raises:
+        InputError: the file is missing, or others may read it.
+    """
+    return crypto.read_root_key(_path(settings))
+
+
+def _path(settings: Settings) -> Path:
+    return settings.server_key_file or settings.data_dir / "server.key"

@@ -186,9 +186,9 @@ def read_root_key(path: Path) -> bytes:
     try:
         key = path.read_bytes()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such root key file") from None
+        raise InputError(f"{path}: no such key file") from None
     if len(key) != KEY_BYTES:
-        raise InputError(f"{path}: {len(key)} bytes, expected a root key of {KEY_BYTES}")
+        raise InputError(f"{path}: {len(key)} bytes, expected a key of {KEY_BYTES}")
     if path.stat().st_mode & 0o077:
         raise InputError(f"{path}: others may read it; chmod 600 it")
     return key

@@ -152,7 +152,7 @@ def _store(
     head: profiles_pb2.AppendItemsRequest,
     batch: profiles_pb2.AppendItemsRequest,
 ) -> int:
-    """Store the part of a batch that is new, move the upload's mark; returns how many were added."""
+    """Store the part of a batch that is new; returns how many items the profile has more."""
     for name in ("parent", "request_id"):
         if getattr(batch, name) not in ("", getattr(head, name)):
             raise InvalidFields([Violation(name, "differs from the first message's")])

@@ -51,6 +51,12 @@ def key_id(public_key: bytes) -> str:
     return hashlib.sha256(public_key).hexdigest()
 
 
+def pem(public_key: bytes) -> str:
+    """A public key as a SubjectPublicKeyInfo (RFC 8410), as openssl reads it."""
+    key = Ed25519PublicKey.from_public_bytes(public_key)
+    return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
 def _signed_bytes(receipt: ErasureReceipt) -> bytes:
     bare = ErasureReceipt()
     bare.CopyFrom(receipt)

@@ -145,6 +145,30 @@ def test_keys_are_shown_once_listed_and_revoked_and_their_file_lets_nobody_in(tm
     assert root.read_bytes() == first
 
 
+def test_the_key_of_receipts_is_told_but_never_made_up(tmp_path: Path):
+    from cryptography.hazmat.primitives.serialization import (
+        Encoding,
+        PublicFormat,
+        load_pem_public_key,
+    )
+
+    from cloud.service.crypto import make_root_key, read_root_key
+    from cloud.service.receipts import Signer, verify
+    from protos.v1.users_pb2 import ErasureReceipt
+
+    data = tmp_path / "data"
+    nowhere = pocketune("keys", "receipts", "--data-dir", data)
+    assert (nowhere.returncode, "server.key" in nowhere.stderr, data.exists()) == (2, True, False)
+    make_root_key(data / "server.key")
+    told = json.loads(pocketune("keys", "receipts", "--data-dir", data, "--json").stdout)
+    key = load_pem_public_key(told["pem"].encode())
+    assert key.public_bytes(Encoding.Raw, PublicFormat.Raw).hex() == told["public_key"]
+    signed = Signer(read_root_key(data / "server.key")).sign(ErasureReceipt(user="users/ann"))
+    assert told["key_id"] == signed.key_id
+    assert verify(signed, bytes.fromhex(told["public_key"]))
+    assert not verify(signed, Signer(b"x" * 32).public_key)
+
+
 def test_wrong_settings_are_one_line_that_names_them(tmp_path: Path):
     said = pocketune("serve", "--host", "0.0.0.0", "--data-dir", tmp_path)
     assert (said.returncode, said.stderr.count("\n")) == (2, 1)
