@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlparse
@@ -22,6 +22,7 @@ from protos.errors import InputError
 
 _BLOCK = 1 << 20
 _S3_PART = 8 << 20
+_S3_BATCH = 1000  # S3 takes no more in one call
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PARTIAL = ".partial"
 _S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
@@ -53,7 +54,15 @@ class BlobStore(Protocol):
         ...
 
     def delete_all(self, prefix: str) -> int:
-        """Remove every blob below `prefix` and return how many there were."""
+        """Remove every blob below `prefix` and return how many there were.
+
+        Raises:
+            OSError: some of them could not be removed.
+        """
+        ...
+
+    def keeps_versions(self) -> bool:
+        """Whether what is deleted or replaced here stays readable as an old version."""
         ...
 
 
@@ -119,7 +128,12 @@ class LocalBlobs:
     def delete_all(self, prefix: str) -> int:
         count = sum(1 for _ in self.keys(prefix))
         shutil.rmtree(self._path(prefix), ignore_errors=True)
+        if self._path(prefix).exists():
+            raise OSError(errno.ENOTEMPTY, "blobs could not be deleted")
         return count
+
+    def keeps_versions(self) -> bool:
+        return False
 
     @staticmethod
     def _create(path: Path) -> BinaryIO:
@@ -194,10 +208,41 @@ class S3Blobs:
             self._files.rm_file(self._path(key))
 
     def delete_all(self, prefix: str) -> int:
-        found = list(self.keys(prefix))
-        for key in found:
-            self.delete(key)
+        self._abort_uploads(prefix)
+        found = [{"Key": self._key(name)} for name in self.keys(prefix)]
+        batches = [found[at : at + _S3_BATCH] for at in range(0, len(found), _S3_BATCH)]
+        if kept := [error for batch in batches for error in self._delete_batch(batch)]:
+            codes = ", ".join(sorted({str(each.get("Code")) for each in kept}))
+            raise OSError(errno.EACCES, f"{len(kept)} blobs could not be deleted ({codes})")
         return len(found)
+
+    def keeps_versions(self) -> bool:
+        told = self._files.call_s3("get_bucket_versioning", Bucket=self._bucket)
+        return told.get("Status") == "Enabled"
+
+    def _delete_batch(self, keys: Sequence[Mapping[str, str]]) -> list[Mapping[str, Any]]:
+        """Delete up to 1,000 objects; returns S3's errors, which s3fs's own bulk delete drops."""
+        wanted = {"Objects": keys, "Quiet": True}
+        answer = self._files.call_s3("delete_objects", Bucket=self._bucket, Delete=wanted)
+        return list(answer.get("Errors", ()))
+
+    def _abort_uploads(self, prefix: str) -> None:
+        """Drop the parts that killed writers have left; no listing shows them."""
+        below = {"Bucket": self._bucket, "Prefix": self._key(prefix) + "/"}
+        truncated = True
+        while truncated:
+            answer = self._files.call_s3("list_multipart_uploads", **below)
+            for upload in answer.get("Uploads", ()):
+                named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                self._files.call_s3("abort_multipart_upload", Bucket=self._bucket, **named)
+            truncated = answer.get("IsTruncated", False)
+
+    @property
+    def _bucket(self) -> str:
+        return self._root.partition("/")[0]
+
+    def _key(self, name: str) -> str:
+        return self._path(name).partition("/")[2]
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}"

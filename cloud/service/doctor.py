@@ -19,10 +19,11 @@ from pathlib import Path
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from cloud.service.blobs import open_store
+from cloud.service.blobs import BlobStore, open_store
 from cloud.service.settings import Settings
 from cloud.service.state import Database
 from cloud.service.tables import Worker
+from cloud.service.vault import VERSIONS
 
 _LEAST_FREE_BYTES = 2 * 1024**3
 _SOON = timedelta(days=30)
@@ -103,6 +104,22 @@ def _stores(settings: Settings) -> Iterator[Finding]:
             store.delete(name)
         text = f"{url} takes, gives and deletes" if is_sound else f"{url} gave back other bytes"
         yield Finding("ok" if is_sound else "fail", what, text)
+        yield from _versions(settings, what, store)
+
+
+def _versions(settings: Settings, what: str, store: BlobStore) -> Iterator[Finding]:
+    """Where deleted things stay. Of blobs, only what nobody has a key to any more."""
+    try:
+        if not store.keeps_versions():
+            return
+    except OSError as error:
+        text = f"may not ask whether its bucket keeps old versions ({error}); it must not"
+        yield Finding("warn", what, text)
+        return
+    if what == "blobs" and settings.encrypt:
+        yield Finding("warn", what, "its bucket keeps old versions: of erased users, ciphertext")
+    else:
+        yield Finding("fail", what, VERSIONS)
 
 
 def _root_key(settings: Settings) -> Iterator[Finding]:

@@ -19,14 +19,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
 from cloud.service import crypto
 from cloud.service.blobs import BlobStore, open_store
 from cloud.service.errors import Unavailable
 from cloud.service.settings import Settings
-from protos.errors import ArtifactError
+from protos.errors import ArtifactError, InputError
 
+VERSIONS = (
+    "the bucket of the users' keys keeps old versions, which no erasure reaches: let "
+    "POCKETUNE_KEYS_URL name one that was made without versioning"
+)
 _CACHED_S = 60.0
 _BLOCK = 1 << 20
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -175,6 +182,7 @@ def open_vault(settings: Settings) -> Vault:
     """The vault that the settings describe; makes a root key where the default is used."""
     blobs = open_store(settings.resolved_blobs_url, settings.s3_endpoint_url)
     keys = open_store(settings.resolved_keys_url, settings.s3_endpoint_url)
+    _refuse_versions(keys if settings.encrypt else blobs)
     if not settings.encrypt:
         return Vault(blobs, keys, None)
     path = settings.root_key_file
@@ -182,6 +190,17 @@ def open_vault(settings: Settings) -> Vault:
         path = settings.data_dir / "root.key"
         crypto.make_root_key(path)
     return Vault(blobs, keys, crypto.FileTenantKeys(path))
+
+
+def _refuse_versions(store: BlobStore) -> None:
+    """What makes users' data unreadable when it is deleted must be gone when it is deleted."""
+    try:
+        keeps = store.keeps_versions()
+    except OSError as error:  # it is away, or nobody may ask: `doctor` says so, too
+        _log.warning("unknown whether deleted keys stay", error=type(error).__name__)
+        return
+    if keeps:
+        raise InputError(VERSIONS)
 
 
 def _key_name(tenant: str, uid: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cloud.service import crypto
-from cloud.service.blobs import BlobStore, LocalBlobs, open_store
-from cloud.service.vault import Vault
+from cloud.service import blobs, crypto
+from cloud.service.blobs import BlobStore, LocalBlobs, S3Blobs, open_store
+from cloud.service.doctor import examine
+from cloud.service.settings import Settings
+from cloud.service.vault import Vault, open_vault
 from protos.errors import ArtifactError, InputError
 
 BIG = os.urandom(1 << 20) * 9 + b"end"  # more than one part of a multipart upload
@@ -55,6 +58,59 @@ def test_a_user_s_blobs_go_and_the_next_user_s_stay(store: BlobStore):
     store.delete("shared/x")
     store.delete("shared/x")
     assert not store.exists("shared/x")
+
+
+def test_on_s3_blobs_go_in_batches_and_what_stays_is_noticed(
+    bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch
+):
+    import boto3
+
+    monkeypatch.setattr(blobs, "_S3_BATCH", 10)
+    store, client = open_store(bucket, s3), boto3.client("s3", endpoint_url=s3)
+    assert isinstance(store, S3Blobs)
+    name = bucket.split("/")[2]
+    paths = [f"{name}/pocketune/users/a/1/{n}" for n in range(25)]
+    store._files.pipe(dict.fromkeys(paths, b"z"))
+    begun = {"Bucket": name, "Key": "pocketune/users/a/1/begun"}
+    upload = client.create_multipart_upload(**begun)["UploadId"]
+    client.upload_part(**begun, UploadId=upload, PartNumber=1, Body=b"canary")
+    kept = f"arn:aws:s3:::{name}/pocketune/users/a/1/7"
+    statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:DeleteObject", "Resource": kept}
+    client.put_bucket_policy(Bucket=name, Policy=json.dumps({"Statement": [statement]}))
+    with pytest.raises(OSError, match="1 blobs could not be deleted"):
+        store.delete_all("users/a/1")
+    assert list(store.keys("users")) == ["users/a/1/7"]
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=name)
+    client.delete_bucket_policy(Bucket=name)
+    assert store.delete_all("users/a/1") == 1
+    assert list(store.keys("users")) == []
+
+
+def test_a_bucket_that_keeps_old_versions_takes_no_keys(bucket: str, s3: str, tmp_path: Path):
+    import boto3
+
+    def settings(**given: object) -> Settings:
+        mine = {"blobs_url": bucket, "s3_endpoint_url": s3, "data_dir": tmp_path}
+        return Settings(**{**mine, **given})  # type: ignore[arg-type]
+
+    def found(**given: object) -> dict[str, str]:
+        stores = [each for each in examine(settings(**given)) if each.what in ("blobs", "keys")]
+        return {each.what: each.level for each in stores}  # the last word on each
+
+    assert found() == {"blobs": "ok", "keys": "ok"}
+    open_vault(settings())
+    versions = {"VersioningConfiguration": {"Status": "Enabled"}}
+    client = boto3.client("s3", endpoint_url=s3)
+    client.put_bucket_versioning(Bucket=bucket.split("/")[2], **versions)
+    assert found() == {"blobs": "warn", "keys": "fail"}
+    with pytest.raises(InputError, match="keeps old versions"):
+        open_vault(settings())
+    elsewhere = {"keys_url": f"file://{tmp_path / 'keys'}"}
+    assert found(**elsewhere) == {"blobs": "warn", "keys": "ok"}
+    open_vault(settings(**elsewhere))
+    assert found(**elsewhere, encrypt=False)["blobs"] == "fail"
+    with pytest.raises(InputError, match="keeps old versions"):
+        open_vault(settings(**elsewhere, encrypt=False))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -87,8 +87,45 @@ def everything(site, folder: Path) -> bytes:
     return found
 
 
+def bucket_bytes(url: str, endpoint: str) -> bytes:
+    """All bytes of a bucket, old versions and unfinished uploads included, and all names."""
+    import boto3
+
+    client, name = boto3.client("s3", endpoint_url=endpoint), url.split("/")[2]
+    versions = client.list_object_versions(Bucket=name).get("Versions", [])
+    found = str(versions) + str(client.list_multipart_uploads(Bucket=name).get("Uploads"))
+    bodies = [
+        client.get_object(Bucket=name, Key=each["Key"], VersionId=each["VersionId"])["Body"].read()
+        for each in versions
+    ]
+    return b"\n".join([found.encode(), *bodies])
+
+
 def test_a_canary_is_found_before_and_not_after(make_site, database_url, tmp_path: Path):
     site = make_site(database_url=database_url, encrypt=False)
+    _canary(site, lambda: everything(site, tmp_path / "data"))
+
+
+def test_a_canary_is_found_before_and_not_after_on_s3(
+    make_site, fresh_postgresql, bucket, s3, tmp_path: Path
+):
+    stores = {"blobs_url": bucket, "s3_endpoint_url": s3}
+    site = make_site(database_url=fresh_postgresql, encrypt=False, **stores)
+    _canary(site, lambda: everything(site, tmp_path / "data") + bucket_bytes(bucket, s3))
+
+
+def test_on_s3_the_key_is_destroyed_with_everything_else(make_site, bucket, s3):
+    site = make_site(blobs_url=bucket, s3_endpoint_url=s3)
+    furnish(site, "ann", CANARY, site.add_base())
+    uid, _ = site._uids("local", "ann")
+    assert bucket_bytes(bucket, s3).count(uid.encode()) == 6 + 1
+    name = delete(site).name
+    work(site)
+    assert receipt_of(site, name).counts["blobs"] == 6
+    assert uid.encode() not in bucket_bytes(bucket, s3)
+
+
+def _canary(site, everywhere: Callable[[], bytes]) -> None:
     base = site.add_base()
     furnish(site, "ann", CANARY, base)
     furnish(site, "bob", "bob's own text", base)
@@ -96,14 +133,14 @@ def test_a_canary_is_found_before_and_not_after(make_site, database_url, tmp_pat
         name=PROFILE, request_id=str(uuid.uuid4()),
         options=profiles_pb2.AugmentOptions(teacher=""),
     ))  # fmt: skip
-    before = everything(site, tmp_path / "data")
+    before = everywhere()
     assert before.count(CANARY.encode()) > 100
     assert before.count(b"bob's own text") > 100
     assert site.artifact_ids("ann", "Adapter")[0].encode() in before
     work_before = site._uids("local", "ann")
     delete(site)
     work(site)
-    after = everything(site, tmp_path / "data")
+    after = everywhere()
     assert CANARY.encode() not in after
     assert work_before[1].encode() not in after  # nor does anything name the profile's row
     assert after.count(b"bob's own text") > 100
