@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import grpc
 import jwt
 import pytest
+from click.testing import CliRunner
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -27,6 +29,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 from pydantic import ValidationError
 
+from cloud.client import Client, Tls, Unreachable
+from cloud.remote_cli import remote
 from cloud.service.auth import make_api_key
 from cloud.service.settings import Settings
 from protos.v1 import users_pb2, users_pb2_grpc
@@ -138,6 +142,38 @@ def test_mutual_tls_lets_in_whom_the_authority_signed(serve, tmp_path: Path):
             assert code_of(lambda channel=channel: get(channel)) is Code.UNAVAILABLE
     with grpc.insecure_channel(address) as channel:
         assert code_of(lambda: get(channel)) is Code.UNAVAILABLE
+
+
+def test_the_python_client_and_remote_show_their_certificate(serve, tmp_path: Path):
+    authority = certificate(tmp_path, "ca")
+    for name in ("server", "client"):
+        certificate(tmp_path, name, authority)
+    certificate(tmp_path, "stranger")
+    address = serve(
+        tls_cert_file=tmp_path / "server.pem",
+        tls_key_file=tmp_path / "server.key",
+        tls_client_ca_file=tmp_path / "ca.pem",
+    )
+
+    def tls(name: str = "", ca: str = "ca") -> Tls:
+        own = (tmp_path / f"{name}.pem", tmp_path / f"{name}.key") if name else (None, None)
+        return Tls(tmp_path / f"{ca}.pem", *own)
+
+    with Client(address, tls=tls("client")) as client:
+        assert client.create_user("ann").name == "users/ann"
+    own = [str(tmp_path / name) for name in ("ca.pem", "client.pem", "client.key")]
+    options = [text for pair in zip(("--ca", "--cert", "--key"), own, strict=True) for text in pair]
+    assert CliRunner().invoke(remote, ["status", "--server", address, *options]).exit_code == 0
+
+    def refused(wrong: Tls | None) -> str:
+        with Client(address, tls=wrong) as client, pytest.raises(Unreachable) as error:
+            client.get_user("users/ann")
+        return str(error.value)
+
+    # At once, for each is tried several times before it is given up.
+    wrong = (tls(), tls("stranger"), tls("client", ca="stranger"), None)
+    with ThreadPoolExecutor() as pool:
+        assert all(address in said for said in pool.map(refused, wrong))
 
 
 def test_health_and_reflection_answer_without_credentials(serve, tmp_path: Path):
