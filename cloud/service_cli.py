@@ -134,10 +134,10 @@ def _observed(
     settings: Settings, name: str, listen: Callable[[EventDict], None] | None = None
 ) -> Generator[None]:
     """Logs, metrics and traces, while the block runs."""
-    from cloud.service import logs, telemetry
+    from cloud.service import logs, telemetry, traces
 
     logs.configure(settings.log_format, settings.log_level, listen)
-    finish = telemetry.trace(settings, name)
+    finish = traces.export(settings, name)
     try:
         with telemetry.metrics(settings):
             yield

@@ -24,7 +24,7 @@ import structlog
 from dbos import DBOS, DBOSClient, Serializer
 from sqlalchemy import Connection
 
-from cloud.service import scratch
+from cloud.service import scratch, traces
 from cloud.service.liveness import Roll
 from cloud.service.pipeline import Pipeline
 from cloud.service.runner import Kept, Runner
@@ -75,7 +75,7 @@ class JobQueue:
                 "workflow_name": WORKFLOW, "queue_name": queue, "workflow_id": operation_uid,
                 "queue_partition_key": tenant, "app_version": PIPELINE_VERSION,
             },
-            operation_uid,
+            operation_uid, traces.current(),
         )  # fmt: skip
 
     def forget(self, operation_uids: Sequence[str]) -> None:
@@ -114,8 +114,10 @@ class JobWorker:
         prepare(self._database, self.executor_id)
 
         @DBOS.workflow(name=WORKFLOW, max_recovery_attempts=1000)
-        def operate(operation_uid: str) -> str:  # pyright: ignore[reportUnusedFunction]
-            return self._operate(operation_uid)
+        def operate(  # pyright: ignore[reportUnusedFunction]
+            operation_uid: str, traceparent: str = ""
+        ) -> str:
+            return self._operate(operation_uid, traceparent)
 
         DBOS.listen_queues(list(self._settings.queues))
         self._roll.sign(self._database)
@@ -142,8 +144,8 @@ class JobWorker:
         with contextlib.suppress(Exception):
             self._roll.strike(self._database)
 
-    def _operate(self, operation_uid: str) -> str:
-        return self._runner.operate(operation_uid, self.executor_id, _remembered)
+    def _operate(self, operation_uid: str, traceparent: str) -> str:
+        return self._runner.operate(operation_uid, self.executor_id, _remembered, traceparent)
 
     def _watch(self) -> None:
         """Beat, and bury the dead."""

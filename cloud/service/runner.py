@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from sqlalchemy import Connection, Row
 
-from cloud.service import checkpoints, child, operations, scratch
+from cloud.service import checkpoints, child, operations, scratch, traces
 from cloud.service.errors import Cancelled, is_transient, to_status
 from cloud.service.pipeline import Job, Pipeline, Stage
 from cloud.service.settings import Settings
@@ -57,16 +57,20 @@ class Runner:
         self._pipelines = pipelines
         self._stopping = stopping
 
-    def operate(self, uid: str, worker: str, step: Step) -> str:
+    def operate(self, uid: str, worker: str, step: Step, traceparent: str = "") -> str:
         """All stages of one operation, then its end; says how it ended."""
         with structlog.contextvars.bound_contextvars(operation=uid):
-            return self._operate(uid, worker, step)
+            return self._operate(uid, worker, step, traceparent)
 
-    def _operate(self, uid: str, worker: str, step: Step) -> str:
+    def _operate(self, uid: str, worker: str, step: Step, traceparent: str) -> str:
         row = self._write(lambda c: operations.begin(c, uid, worker))
         if row is None:
             return "gone"
-        outcome = self._outcome(row, step)
+        told = {"operation": uid, "attempt": row.attempt}
+        with traces.span(f"operation {row.method}", traceparent, **told) as failed:
+            outcome = self._outcome(row, step)
+            if isinstance(outcome, status_pb2.Status):
+                failed()
         self._clean(row)
         space = self._vault.shared
         if not isinstance(outcome, status_pb2.Status) and row.user_uid:
@@ -105,13 +109,20 @@ class Runner:
         for stage in pipeline.stages:
             job.report = self._reporter(job, stage, before)
             job.is_wanted = self._wanted(job)
-            kept = step(stage.name, partial(self._stage, job, stage))
+            kept = step(stage.name, partial(self._traced, job, stage))
             if "status" in kept:
                 return status_pb2.Status.FromString(bytes.fromhex(kept["status"]))
             job.results[stage.name] = kept["result"]
             job.counters.update(kept["counters"])
             before += stage.share
         return None
+
+    def _traced(self, job: Job, stage: Stage) -> Kept:
+        with traces.span(f"stage {stage.name}") as failed:
+            kept = self._stage(job, stage)
+            if "status" in kept:
+                failed()
+            return kept
 
     def _stage(self, job: Job, stage: Stage) -> Kept:
         """The tries of one stage."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -88,7 +89,8 @@ class Database:
         what was in its way.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writers, self._run, change, True)
+        run = contextvars.copy_context().run  # the span that this is a part of, for one
+        return await loop.run_in_executor(self._writers, run, self._run, change, True)
 
     def close(self) -> None:
         """Let go of every connection."""

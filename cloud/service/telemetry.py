@@ -1,16 +1,14 @@
-"""Metrics for Prometheus, and traces through OpenTelemetry where its extra is installed.
+"""Metrics for Prometheus.
 
-In: settings. Out: an HTTP port with `/metrics`; spans sent to an OTLP collector. The counters
-themselves stand where things happen (`boundary.py`); the state of the queue is read from the
-database when somebody asks, so that it is right whichever process answers.
+In: settings. Out: an HTTP port with `/metrics`. The counters themselves stand where things happen
+(`boundary.py`); the state of the queue is read from the database when somebody asks, so that it is
+right whichever process answers.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any
+from collections.abc import Generator, Iterable
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import REGISTRY, start_http_server
@@ -23,8 +21,6 @@ from cloud.service.state import Database
 from cloud.service.tables import Operation, Worker
 from protos.errors import InputError
 from protos.v1 import operations_pb2
-
-_TOLD = ("rpc.system", "rpc.service", "rpc.method", "rpc.grpc.status_code")
 
 
 class Queue(Collector):
@@ -96,73 +92,3 @@ def _listening(settings: Settings) -> Generator[int]:
 
 def _port(server: WSGIServer) -> int:
     return int(server.server_port)
-
-
-def trace(settings: Settings, service: str) -> Callable[[], None]:
-    """Send a span for every RPC to the collector of the settings; returns what sends the rest.
-
-    Must run before the server is made: it is how OpenTelemetry gets between grpc and its handlers.
-    A span carries method, status and times, and nothing that a caller has sent: descriptions of
-    errors name users, so they are left out.
-
-    Raises:
-        InputError: the extra is not installed.
-    """
-    if not settings.traces_url:
-        return lambda: None
-    try:
-        found = _opentelemetry()
-    except ImportError as error:
-        raise InputError(
-            f"POCKETUNE_TRACES_URL is set, but {error.name} is missing: "
-            "pip install 'pocketune[otel]'"
-        ) from None
-    resource = found["Resource"].create({"service.name": service})
-    provider = found["TracerProvider"](resource=resource)
-    insecure = not settings.traces_url.startswith("https:")
-    exporter = found["OTLPSpanExporter"](endpoint=settings.traces_url, insecure=insecure)
-    bare = _Bare(exporter, found["ReadableSpan"], found["Status"])
-    provider.add_span_processor(found["BatchSpanProcessor"](bare))
-    found["GrpcAioInstrumentorServer"]().instrument(tracer_provider=provider)
-    return provider.shutdown
-
-
-class _Bare:
-    """An OpenTelemetry `SpanExporter` that sends of each span what may leave the server."""
-
-    def __init__(self, exporter: Any, span: Any, status: Any) -> None:
-        self._exporter = exporter
-        self._span = span
-        self._status = status
-
-    def export(self, spans: Sequence[Any]) -> Any:
-        return self._exporter.export([self._copy(span) for span in spans])
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
-
-    def _copy(self, span: Any) -> Any:
-        attributes = {name: span.attributes[name] for name in _TOLD if name in span.attributes}
-        return self._span(
-            name=span.name, context=span.context, parent=span.parent, resource=span.resource,
-            attributes=attributes, kind=span.kind, status=self._status(span.status.status_code),
-            start_time=span.start_time, end_time=span.end_time,
-            instrumentation_scope=span.instrumentation_scope,
-        )  # fmt: skip
-
-
-def _opentelemetry() -> dict[str, Any]:
-    """The classes of the extra, which need not be there."""
-    places = {
-        "Resource": "opentelemetry.sdk.resources",
-        "TracerProvider": "opentelemetry.sdk.trace",
-        "ReadableSpan": "opentelemetry.sdk.trace",
-        "Status": "opentelemetry.trace",
-        "BatchSpanProcessor": "opentelemetry.sdk.trace.export",
-        "OTLPSpanExporter": "opentelemetry.exporter.otlp.proto.grpc.trace_exporter",
-        "GrpcAioInstrumentorServer": "opentelemetry.instrumentation.grpc",
-    }
-    return {name: getattr(importlib.import_module(module), name) for name, module in places.items()}
