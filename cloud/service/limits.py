@@ -73,4 +73,4 @@ def check_quotas(connection: Connection, tenant: str, settings: Settings) -> Non
     ).scalar_one()
     if used >= settings.tenant_gib * _GIB:
         message = f"{used / _GIB:.2f} GiB are stored, at most {settings.tenant_gib:g} may be"
-        raise Exhausted(f"{message}; delete adapters, bundles or users", _RETRY_BYTES_S)
+        raise Exhausted(f"{message}; delete bundles, adapters, profiles or users", _RETRY_BYTES_S)

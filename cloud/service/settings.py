@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     tenant_open_operations: Count = 1000
     """Operations of one tenant that may wait or run."""
     tenant_gib: float = Field(default=0, ge=0)
-    """Size of a tenant's datasets, adapters and bundles; 0: any."""
+    """Size of a tenant's datasets, adapters and bundles from which no operation begins; 0: any."""
 
     sweep_s: Positive = 600
     """Seconds between two sweeps for what is kept too long or belongs to nobody."""

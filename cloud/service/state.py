@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,8 +90,9 @@ class Database:
         what was in its way.
         """
         loop = asyncio.get_running_loop()
-        run = contextvars.copy_context().run  # the span that this is a part of, for one
-        return await loop.run_in_executor(self._writers, run, self._run, change, True)
+        # With the context of the call: the span that this is a part of stands there.
+        work = partial(contextvars.copy_context().run, self._run, change, True)
+        return await loop.run_in_executor(self._writers, work)
 
     def close(self) -> None:
         """Let go of every connection."""

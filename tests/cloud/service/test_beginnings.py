@@ -199,6 +199,8 @@ def test_a_tenant_that_calls_too_fast_is_told_to_wait(connect):
     assert 1 <= len(refused) <= 4  # ten in the bucket, and those that dripped in meanwhile
     wait = detail(refused[0], error_details_pb2.RetryInfo()).retry_delay
     assert 0 < wait.nanos <= 200_000_000
+    other = connect(tenant_calls_per_s=5)  # each server counts for itself
+    assert refusal(other.users.GetUser, name)[0] == Code.NOT_FOUND
 
 
 def test_training_goes_to_the_queue_of_the_gpu_workers(connect, database_url):
