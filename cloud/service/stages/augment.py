@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ from sqlalchemy import select
 import cloud.augment
 from cloud.augment import AugmentConfig
 from cloud.profiles import Consent, Item, Profile, write_profile
-from cloud.service import artifacts_store, checkpoints, options
+from cloud.service import artifacts_store, checkpoints, names, options
 from cloud.service.artifacts_store import Owner
-from cloud.service.errors import WrongState
+from cloud.service.errors import WrongState, is_transient
 from cloud.service.items import open_item
 from cloud.service.pipeline import Job, Result
 from cloud.service.profiles import message_of, task_of
@@ -25,17 +28,18 @@ from protos.artifacts import open_artifact
 from protos.progress import Progress
 from protos.v1 import profiles_pb2
 
+_ASK_S = 0.5
+
 
 def run(site: Site, job: Job) -> Result:
     """The stage."""
     asked = _options(job)
     spec = options.teacher_spec(site.settings, asked.teacher)
     profile = read_profile(site, job)
-    if options.is_third_party(spec) and not profile.consent.third_party:
-        raise WrongState("the user's consent does not allow a teacher that others operate")
     source = write_profile(profile, job.folder / "profile").path
     out, config = job.folder / "dataset", options.augmenting(asked)
-    with checkpoints.kept(site.database, site.vault, job, site.settings.checkpoint_s):
+    keeping = checkpoints.kept(site.database, site.vault, job, site.settings.checkpoint_s)
+    with _while_allowed(site, job, spec), keeping:
         job.in_child(write_dataset, str(source), spec, str(out), config, job.threads)
     dataset = open_artifact(out, "Dataset")
     measured = dataset.manifest.measured
@@ -44,6 +48,53 @@ def run(site: Site, job: Job) -> Result:
     job.counters.update(figures)
     owner = Owner(job.operation.user_uid, job.value("profile"))
     return {"dataset": site.keep(job, dataset, owner, "Dataset")}
+
+
+@contextlib.contextmanager
+def _while_allowed(site: Site, job: Job, spec: str) -> Generator[None]:
+    """Within the block the job is cut off when the user's consent does not allow the teacher.
+
+    Raises:
+        WrongState: it does not, now or a second ago.
+    """
+    if not options.is_third_party(spec):
+        yield
+        return
+    _check_consent(site, job)
+    is_wanted, asked_at = job.is_wanted, time.monotonic()
+
+    def is_wanted_and_allowed() -> bool:
+        nonlocal asked_at
+        if is_wanted() and time.monotonic() - asked_at >= _ASK_S:
+            with _unless_away():  # nobody can change a consent then, either
+                _check_consent(site, job)
+            asked_at = time.monotonic()
+        return is_wanted()
+
+    job.is_wanted = is_wanted_and_allowed
+    try:
+        yield
+    finally:
+        job.is_wanted = is_wanted
+
+
+@contextlib.contextmanager
+def _unless_away() -> Generator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_transient(error):
+            raise
+
+
+def _check_consent(site: Site, job: Job) -> None:
+    with site.database.transaction(write=False) as connection:
+        user = user_of(connection, job)
+    if not user.third_party:
+        raise WrongState(
+            f"{names.user(user.user_id)}/consent: does not allow a teacher that others operate "
+            "(third_party); what it had written is dropped"
+        )
 
 
 def read_profile(site: Site, job: Job) -> Profile:
