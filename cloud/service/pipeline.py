@@ -7,6 +7,7 @@ tries around a stage (`runner.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -50,7 +51,8 @@ class Job:
     """What a stage sees of the operation it works for.
 
     folder: its own on this host, for this attempt, gone when it ends. results: of the stages
-    before, by name. counters: shown in the operation's metadata.
+    before, by name. counters: shown in the operation's metadata. held: what the stage holds on to
+    while it runs, such as a base model of this host.
     """
 
     operation: Row[Any]
@@ -61,6 +63,7 @@ class Job:
     counters: dict[str, float] = field(default_factory=dict[str, float])
     report: Callable[[str, float], None] = lambda message, share: None
     is_wanted: Callable[[], bool] = lambda: True
+    held: ExitStack = field(default_factory=ExitStack)
 
     def request(self, message: M) -> M:
         """Fill `message` with the request that began the operation."""

@@ -67,5 +67,12 @@ def pipelines(parts: Parts, tools: Tools) -> Mapping[str, Pipeline]:
 def _pipeline(
     site: Site, rows: tuple[Row, ...], answer: Callable[[Site, Job], Message]
 ) -> Pipeline:
-    stages = [Stage(name, _NUMBERS[name], share, partial(run, site)) for name, share, run in rows]
+    stages = [
+        Stage(name, _NUMBERS[name], share, partial(_run, site, run)) for name, share, run in rows
+    ]
     return Pipeline(stages, partial(answer, site))
+
+
+def _run(site: Site, run: Callable[[Site, Job], Result], job: Job) -> Result:
+    with job.held:
+        return run(site, job)

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     """How often the state of a long step is kept in the blob store, for another host to go on."""
     scratch_dir: Path | None = None
     """Where running jobs keep their files, readable, while they run; empty: in `data_dir`."""
+    cache_gib: float = Field(default=100, ge=0)
+    """Size of the copies of base models and BaseBundles that a host keeps in `data_dir`; beyond it
+    the least recently used go, but none that is in use; 0: any."""
 
     base_sources: dict[str, str] = Field(default_factory=dict[str, str])
     """JSON of names to Hugging Face folders or hub ids that bases may be made from."""

@@ -4,7 +4,7 @@ that all operations of a host share: base models and BaseBundles, fetched once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from sqlalchemy import Connection, Row, select
 
 from cloud.service import artifacts_store, messages, operations
 from cloud.service.artifacts_store import Facts, Owner
+from cloud.service.cache import Cache
 from cloud.service.errors import Cancelled, NotFound
 from cloud.service.pipeline import Job
 from cloud.service.settings import Settings
 from cloud.service.state import Database
 from cloud.service.tables import Base, User
-from cloud.service.vault import Vault
-from protos.artifacts import Artifact
+from cloud.service.vault import StoredFile, Vault
+from protos.artifacts import Artifact, open_artifact
 from protos.base_model import BaseModel, open_base
 from protos.errors import ArtifactError
+
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,12 @@ class Site:
         """A BaseBundle, in the cache of this host."""
         with self.database.transaction(write=False) as connection:
             row = artifacts_store.by_uid(connection, uid)
-        folder = self._cache("bundles", row.artifact_id)
-        return artifacts_store.fetch(self.vault.shared, row, folder, job.check)
+        files = artifacts_store.opened(self.vault.shared, row).files
+        return open_artifact(self._cached(job, f"bundles/{row.artifact_id}", "bundle", files))
 
     def base_model(self, job: Job, row: Row[Any]) -> Path:
         """A base model as a Hugging Face folder, in the cache of this host."""
-        folder = self._cache("bases", row.digest) / row.base_id
-        if not folder.is_dir():
-            files = messages.base_files(row)
-            artifacts_store.fetch_files(self.vault.shared, files, folder, job.check)
-        return folder
+        return self._cached(job, f"bases/{row.digest}", row.base_id, messages.base_files(row))
 
     def keep(self, job: Job, artifact: Artifact, owner: Owner, kind: str) -> str:
         """Store an artifact of the user, and return the uid of its row."""
@@ -89,8 +88,15 @@ class Site:
                 raise Cancelled("cancelled")
             return artifacts_store.put(connection, job.space, owner, kind, artifact_id, facts)
 
-    def _cache(self, kind: str, name: str) -> Path:
-        return self.settings.data_dir.absolute() / "cache" / kind / name
+    def _cached(self, job: Job, entry: str, leaf: str, files: Sequence[StoredFile]) -> Path:
+        """Files of the shared space as a folder of this host, which stays while the stage runs."""
+        root, limit = self.settings.data_dir.absolute() / "cache", self.settings.cache_gib
+        size = sum(file.size for file in files)
+
+        def fetch(folder: Path) -> None:
+            artifacts_store.fetch_files(self.vault.shared, files, folder, job.check)
+
+        return Cache(root, round(limit * _GIB)).use(job.held, entry, leaf, size, fetch)
 
 
 def base_of(connection: Connection, uid: str) -> Row[Any]:
