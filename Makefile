@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 OUT ?= build/demo
 
-.PHONY: help setup demo test check api docs format lock clean
+.PHONY: help setup demo test check api floor docs format lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -36,6 +36,9 @@ api: setup ## lint the API, and compare the generated code with the .proto files
 	npx --yes @bufbuild/buf@1.75.0 lint build/api.binpb --path protos/v1
 	$(BIN)/python -m protos.generate
 	git diff --exit-code -- protos/v1
+
+floor: setup ## the generated code with the oldest protobuf and gRPC that are allowed
+	$(BIN)/python -m protos.floor build/floor
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

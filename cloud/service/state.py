@@ -15,7 +15,6 @@ import time
 import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,8 +90,10 @@ class Database:
         """
         loop = asyncio.get_running_loop()
         # With the context of the call: the span that this is a part of stands there.
-        work = partial(contextvars.copy_context().run, self._run, change, True)
-        return await loop.run_in_executor(self._writers, work)
+        context = contextvars.copy_context()
+        return await loop.run_in_executor(
+            self._writers, lambda: context.run(self._run, change, True)
+        )
 
     def close(self) -> None:
         """Let go of every connection."""
