@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 OUT ?= build/demo
+BUF := npx --yes @bufbuild/buf@1.75.0
 
 .PHONY: help setup demo test check api floor docs format lock clean
 
@@ -30,10 +31,16 @@ check: setup ## format, lint, types, import rules
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-api: setup ## lint the API, and compare the generated code with the .proto files
+api: setup ## lint the API, compare it with the last tag's and with the generated code
 	mkdir -p build
 	$(BIN)/python -m protos.generate --image build/api.binpb
-	npx --yes @bufbuild/buf@1.75.0 lint build/api.binpb --path protos/v1
+	$(BUF) lint build/api.binpb --path protos/v1
+	@if tag=$$(git describe --tags --abbrev=0 2>/dev/null); then \
+		rm -rf build/tag && mkdir build/tag && git archive $$tag protos | tar -x -C build/tag && \
+		(cd build/tag && $(abspath $(BIN))/python -m protos.generate --image ../tag.binpb) && \
+		echo "buf breaking against $$tag" && \
+		$(BUF) breaking build/api.binpb --against build/tag.binpb --path protos/v1; \
+	else echo "buf breaking: there is no tag to compare the API with"; fi
 	$(BIN)/python -m protos.generate
 	git diff --exit-code -- protos/v1
 
