@@ -217,29 +217,32 @@ class S3Blobs:
         return len(found)
 
     def keeps_versions(self) -> bool:
-        told = self._files.call_s3("get_bucket_versioning", Bucket=self._bucket)
-        return told.get("Status") == "Enabled"
+        return self._call("get_bucket_versioning").get("Status") == "Enabled"
 
     def _delete_batch(self, keys: Sequence[Mapping[str, str]]) -> list[Mapping[str, Any]]:
         """Delete up to 1,000 objects; returns S3's errors, which s3fs's own bulk delete drops."""
         wanted = {"Objects": keys, "Quiet": True}
-        answer = self._files.call_s3("delete_objects", Bucket=self._bucket, Delete=wanted)
-        return list(answer.get("Errors", ()))
+        return list(self._call("delete_objects", Delete=wanted).get("Errors", ()))
 
     def _abort_uploads(self, prefix: str) -> None:
         """Drop the parts that killed writers have left; no listing shows them."""
-        below = {"Bucket": self._bucket, "Prefix": self._key(prefix) + "/"}
+        below = {"Prefix": self._key(prefix) + "/"}
         truncated = True
         while truncated:
-            answer = self._files.call_s3("list_multipart_uploads", **below)
+            answer = self._call("list_multipart_uploads", **below)
             for upload in answer.get("Uploads", ()):
                 named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-                self._files.call_s3("abort_multipart_upload", Bucket=self._bucket, **named)
+                self._call("abort_multipart_upload", **named)
             truncated = answer.get("IsTruncated", False)
 
-    @property
-    def _bucket(self) -> str:
-        return self._root.partition("/")[0]
+    def _call(self, method: str, **given: Any) -> Mapping[str, Any]:
+        """What s3fs has no name for."""
+        from botocore.exceptions import BotoCoreError
+
+        try:
+            return self._files.call_s3(method, Bucket=self._root.partition("/")[0], **given)
+        except BotoCoreError as error:  # it does not answer
+            raise ConnectionError(f"the blob store: {type(error).__name__}") from error
 
     def _key(self, name: str) -> str:
         return self._path(name).partition("/")[2]
