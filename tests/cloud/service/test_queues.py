@@ -52,34 +52,25 @@ def test_training_waits_for_a_gpu_worker_and_the_rest_goes_on(serve, start: Star
 
     rows = json.loads(QUESTIONS.read_text("utf-8"))[0]["profile"][:6]
     items = [profiles_pb2.Item(input=row["text"], output=row["title"]) for row in rows]
-    augments = [
-        profiles_pb2.AugmentProfileRequest(
-            name=f"users/{user}/profiles/LaMP_4", options={"per_real": 0.5}
-        )
-        for user in ("ann", "bob")
-    ]
     with Client(serve(training_queue="gpu")) as client:
-        for request in augments:
-            user = request.name.split("/")[1]
-            client.create_user(user)
-            client.upload(client.create_profile(f"users/{user}", "LaMP_4").name, items)
+        client.create_user("ann")
+        profile = client.create_profile("users/ann", "LaMP_4").name
+        client.upload(profile, items)
         cpu = start("cpu", "erase")
-        first = client.augment(augments[0])
+        request = profiles_pb2.AugmentProfileRequest(name=profile, options={"per_real": 0.5})
+        training = client.augment(request)
         base = client.create_base("pocket", "pocket")
         client.wait(base)
         client.create_user("carl")
         client.wait(client.delete_user("users/carl"))
         assert worker(base.name) == str(cpu.pid)
-        assert worker(first.name) == ""
+        assert worker(training.name) == ""
 
-        gpu = start("gpu")
-        client.wait(first)
-        assert worker(first.name) == str(gpu.pid)
         cpu.kill()
         cpu.wait()
         waiting = client.create_base("again", "pocket")
-        second = client.augment(augments[1])
-        client.wait(second)
-        assert worker(second.name) == str(gpu.pid)
+        gpu = start("gpu")
+        client.wait(training)
+        assert worker(training.name) == str(gpu.pid)
         assert worker(waiting.name) == ""
     database.close()
