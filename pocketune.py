@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 # A waiting OpenMP thread spins. Measured on 2 cores: for long, a busy machine slows down tenfold;
 # not at all, an idle one by a third; this is the middle. The library reads it when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# gRPC's C core writes lines of its own to standard error for what any stranger may send.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 POCKET = Path(cloud_cli.__file__).parent / "pocket"
 DIRECTORY = click.Path(path_type=Path, file_okay=False)

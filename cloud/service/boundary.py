@@ -8,27 +8,39 @@ with details (`errors.py`), one log line and one row in the metrics.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
 import grpc
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from prometheus_client import Counter, Histogram
 
 from cloud.service import rules
 from cloud.service.auth import Authenticator, principal
-from cloud.service.errors import DETAILS_KEY, Unavailable, WrongState, to_status
+from cloud.service.errors import (
+    DETAILS_KEY,
+    InvalidFields,
+    Unavailable,
+    Violation,
+    WrongState,
+    fitting,
+    to_status,
+)
 from cloud.service.limits import CallRate
 from cloud.service.settings import Settings
 
 CALLS = Counter("pocketune_calls_total", "RPCs by method and status.", ["method", "code"])
 SECONDS = Histogram("pocketune_call_seconds", "Duration of RPCs.", ["method"])
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
+_ABORT_S = 2.0
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
 _log = structlog.get_logger("pocketune.calls")
+Decode = Callable[[bytes], Message]
 Handler = Any  # grpc.RpcMethodHandler, which has no type of its own
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -50,7 +62,7 @@ class Boundary(grpc.aio.ServerInterceptor):
         method = str(handler_call_details.method)
         if method not in self._wrapped:
             handler = await continuation(handler_call_details)
-            if handler is None or method.startswith(_OPEN):
+            if handler is None:
                 return handler
             self._wrapped[method] = self._wrap(method, handler)
         return self._wrapped[method]
@@ -63,18 +75,19 @@ class Boundary(grpc.aio.ServerInterceptor):
         )  # fmt: skip
         wrap = self._streaming if handler.response_streaming else self._single
         if handler.request_streaming:
-            behavior = self._checked_stream(behavior)
+            behavior = self._checked_stream(behavior, handler.request_deserializer)
         else:
-            behavior = _checked(behavior)
+            behavior = _checked(behavior, handler.request_deserializer)
         limit_s = (
             self._settings.max_stream_s
             if handler.request_streaming or handler.response_streaming
             else self._settings.max_call_s
         )
+        if method.startswith(_OPEN):  # whoever watches the health does so for ever
+            limit_s = math.inf
+        # No deserializer: gRPC would answer INTERNAL where it fails, and log a traceback.
         return make(
-            wrap(method, behavior, limit_s),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            wrap(method, behavior, limit_s), response_serializer=handler.response_serializer
         )
 
     def _single(self, method: str, behavior: Any, limit_s: float) -> Any:
@@ -84,7 +97,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             started = time.monotonic()
             code = "OK"
             try:
-                await self._identify(context)
+                await self._identify(method, context)
                 async with asyncio.timeout(_deadline(context, limit_s)):
                     return await behavior(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError, grpc.aio.UsageError):
@@ -100,17 +113,19 @@ class Boundary(grpc.aio.ServerInterceptor):
         return call
 
     def _streaming(self, method: str, behavior: Any, limit_s: float) -> Any:
-        """Many answers."""
+        """Many answers. They are written here, so that the deadline also ends a write that waits
+        for a client who does not read.
+        """
 
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+        async def call(request: Any, context: Context) -> None:
             started = time.monotonic()
             code = "OK"
             try:
-                await self._identify(context)
+                await self._identify(method, context)
                 async with asyncio.timeout(_deadline(context, limit_s)):
                     async for answer in behavior(request, context):
-                        yield answer
-            except (asyncio.CancelledError, GeneratorExit, grpc.aio.AbortError):
+                        await context.write(answer)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
                 code = "CANCELLED"
                 raise
             except Exception as error:  # the one place that turns errors into statuses
@@ -122,29 +137,30 @@ class Boundary(grpc.aio.ServerInterceptor):
 
         return call
 
-    async def _identify(self, context: Context) -> None:
+    async def _identify(self, method: str, context: Context) -> None:
+        if method.startswith(_OPEN):
+            return
         metadata = dict(context.invocation_metadata() or ())
         caller = await self._authenticator.authenticate(metadata)
         self._rate.take(caller.tenant)
         principal.set(caller)
 
-    def _checked_stream(self, behavior: Any) -> Any:
+    def _checked_stream(self, behavior: Any, decode: Decode) -> Any:
         """Each message is checked as it arrives, and must arrive within `stall_s`."""
 
-        async def messages(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+        async def messages(requests: AsyncIterator[bytes]) -> AsyncIterator[Message]:
             while True:
                 try:
                     async with asyncio.timeout(self._settings.stall_s):
-                        request = await anext(requests)
+                        raw = await anext(requests)
                 except StopAsyncIteration:
                     return
                 except TimeoutError:
                     stalled = f"nothing came for {self._settings.stall_s:g} s in mid-stream"
                     raise WrongState(stalled) from None
-                rules.check(request)
-                yield request
+                yield _sound(decode, raw)
 
-        def call(requests: AsyncIterator[Message], context: Context) -> Any:
+        def call(requests: AsyncIterator[bytes], context: Context) -> Any:
             return behavior(messages(aiter(requests)), context)
 
         return call
@@ -158,12 +174,25 @@ _makers: dict[tuple[bool, bool], Callable[..., Handler]] = {
 }
 
 
-def _checked(behavior: Any) -> Any:
-    def call(request: Message, context: Context) -> Any:
-        rules.check(request)
-        return behavior(request, context)
+def _checked(behavior: Any, decode: Decode) -> Any:
+    def call(raw: bytes, context: Context) -> Any:
+        return behavior(_sound(decode, raw), context)
 
     return call
+
+
+def _sound(decode: Decode, raw: bytes) -> Message:
+    """The request in these bytes.
+
+    Raises:
+        InvalidFields: they are no message of its type, or it breaks a rule.
+    """
+    try:
+        request = decode(raw)
+    except DecodeError:
+        raise InvalidFields([Violation("", "the bytes are no message of this type")]) from None
+    rules.check(request)
+    return request
 
 
 def _deadline(context: Context, limit_s: float) -> float:
@@ -177,11 +206,17 @@ def _ours(error: Exception) -> Exception:
 
 
 async def _abort(context: Context, status: status_pb2.Status) -> None:
-    details = ((DETAILS_KEY, status.SerializeToString()),)
-    await context.abort(_CODES[status.code], status.message, details)
+    fit = fitting(status)
+    details = ((DETAILS_KEY, fit.SerializeToString()),)
+    # A client that does not read takes no status either: it is there when it reads on.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_ABORT_S):
+            await context.abort(_CODES[fit.code], fit.message, details)
 
 
 def _record(method: str, code: str, started: float) -> None:
+    if method.startswith(_OPEN):
+        return
     seconds = time.monotonic() - started
     CALLS.labels(method, code).inc()
     SECONDS.labels(method).observe(seconds)

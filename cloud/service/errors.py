@@ -149,6 +149,8 @@ _TABLE: tuple[tuple[type[BaseException], grpc.StatusCode, str], ...] = (
     (GateError, Code.FAILED_PRECONDITION, "GATE"),
     (PocketuneError, Code.UNKNOWN, "POCKETUNE"),
 )
+# gRPC drops a trailer beyond 2 KiB on the wire: the message there is %-escaped, the status base64.
+_MESSAGE_BYTES, _FIELD_BYTES, _DETAILS_BYTES = 400, 200, 1200
 # Their texts may hold SQL, parameters and paths: the caller gets ours instead.
 _AWAY = (OperationalError, InterfaceError, PoolTimeout, ConnectionError, TimeoutError)
 
@@ -177,6 +179,37 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, (TeacherError, Unavailable, *_AWAY)) or (
         isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT)
     )
+
+
+def fitting(status: status_pb2.Status) -> status_pb2.Status:
+    """The status as it fits into the trailers: long texts are cut, the last violations left out."""
+    fit = status_pb2.Status(code=status.code, message=_cut(status.message, _MESSAGE_BYTES))
+    for detail in status.details:
+        bad = error_details_pb2.BadRequest()
+        if not detail.Unpack(bad):
+            fit.details.append(detail)
+            continue
+        rows = [
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_cut(row.field, _FIELD_BYTES), description=_cut(row.description, _FIELD_BYTES)
+            )
+            for row in bad.field_violations
+        ]
+        room = _DETAILS_BYTES - fit.ByteSize()
+        while sum(row.ByteSize() + 4 for row in rows) > room:
+            rows.pop()
+        left_out = len(bad.field_violations) - len(rows)
+        if left_out:
+            rows.append(
+                error_details_pb2.BadRequest.FieldViolation(description=f"and {left_out} more")
+            )
+        fit.details.add().Pack(error_details_pb2.BadRequest(field_violations=rows))
+    return fit
+
+
+def _cut(text: str, limit: int) -> str:
+    raw = text.encode()
+    return text if len(raw) <= limit else raw[: limit - 3].decode(errors="ignore") + "…"
 
 
 def _details(error: ServiceError) -> list[Message]:

@@ -65,7 +65,7 @@ class Operations(longrunning_grpc.OperationsServicer):
         self, request: longrunning.WaitOperationRequest, context: Context
     ) -> longrunning.Operation:
         """The operation when it is done, or as it stands when the time is up."""
-        asked = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 0
+        asked = request.timeout.seconds + request.timeout.nanos / 1e9
         left = cast("float | None", context.time_remaining())
         until = time.monotonic() + min(
             asked or _MAX_WAIT_S, _MAX_WAIT_S, _MAX_WAIT_S if left is None else left - 0.5

@@ -10,24 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any
 
 import grpc
 import structlog
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning import operations_pb2_grpc as longrunning_grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 from cloud.service.adapters import Adapters
-from cloud.service.auth import Authenticator, server_credentials
+from cloud.service.auth import Authenticator
 from cloud.service.bases import Bases
 from cloud.service.beginnings import ProfileBeginnings
 from cloud.service.boundary import Boundary
 from cloud.service.bundles import Bundles
 from cloud.service.erasure import ErasableUsers
+from cloud.service.health import Health
 from cloud.service.jobs import JobWorker
+from cloud.service.listener import Listener
 from cloud.service.operation_service import Operations
 from cloud.service.parity import Parity
 from cloud.service.parts import Parts
@@ -50,39 +53,38 @@ from protos.v1 import (
 
 _log = structlog.get_logger(__name__)
 _FILES = (users_pb2, profiles_pb2, adapters_pb2, bundles_pb2, bases_pb2, parity_pb2, longrunning)
-_SERVICES = tuple(
-    service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()
+_NAMES = (
+    *(
+        service.full_name
+        for file in _FILES
+        for service in file.DESCRIPTOR.services_by_name.values()
+    ),
+    HEALTH_NAME,
+    reflection.SERVICE_NAME,
 )
 
 
 @contextlib.asynccontextmanager
 async def running(parts: Parts) -> AsyncGenerator[int]:
     """A server that listens until the block is left; gives the port."""
-    settings = parts.settings
-    server = grpc.aio.server(
-        interceptors=[Boundary(Authenticator(settings), settings)],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.so_reuseport", 0),  # a port that is taken is an error
-            ("grpc.keepalive_time_ms", 30_000),
-        ],
-    )
-    healthy = _add_services(server, parts)
-    address = f"{settings.host}:{settings.port}"
-    credentials = server_credentials(settings)
-    if credentials is None:
-        port = server.add_insecure_port(address)
-    else:
-        port = server.add_secure_port(address, credentials)
-    await server.start()
-    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
-    _log.info("serving", address=f"{settings.host}:{port}", tls=credentials is not None)
+    boundary = Boundary(Authenticator(parts.settings), parts.settings)
+    health = Health(parts.database)
+    services = _services(parts, health)
+
+    def add(server: grpc.aio.Server) -> None:
+        for add_to, servicer in services:
+            add_to(servicer, server)
+        reflection.enable_server_reflection(_NAMES, server)
+
+    listener = Listener(parts.settings, boundary, add)
+    port = await listener.start()
+    looking = asyncio.create_task(health.keep())
     try:
         yield port
     finally:
-        await healthy.enter_graceful_shutdown()
-        await server.stop(settings.drain_s)
+        looking.cancel()
+        health.end()
+        await listener.stop()
 
 
 async def serve(parts: Parts, pipelines: Mapping[str, Pipeline]) -> None:
@@ -103,16 +105,17 @@ async def serve(parts: Parts, pipelines: Mapping[str, Pipeline]) -> None:
         await asyncio.to_thread(worker.stop)
 
 
-def _add_services(server: grpc.aio.Server, parts: Parts) -> HealthServicer:
-    users_pb2_grpc.add_UserServiceServicer_to_server(ErasableUsers(parts), server)
-    profiles_pb2_grpc.add_ProfileServiceServicer_to_server(ProfileBeginnings(parts), server)
-    adapters_pb2_grpc.add_AdapterServiceServicer_to_server(Adapters(parts), server)
-    bundles_pb2_grpc.add_BundleServiceServicer_to_server(Bundles(parts), server)
-    bases_pb2_grpc.add_BaseServiceServicer_to_server(Bases(parts), server)
-    parity_pb2_grpc.add_ParityServiceServicer_to_server(Parity(parts), server)
-    longrunning_grpc.add_OperationsServicer_to_server(Operations(parts), server)
-    healthy = HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    names = (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    return healthy
+def _services(
+    parts: Parts, health: Health
+) -> list[tuple[Callable[[Any, grpc.aio.Server], None], Any]]:
+    """Everything that is served, each with the function that adds it to a server."""
+    return [
+        (users_pb2_grpc.add_UserServiceServicer_to_server, ErasableUsers(parts)),
+        (profiles_pb2_grpc.add_ProfileServiceServicer_to_server, ProfileBeginnings(parts)),
+        (adapters_pb2_grpc.add_AdapterServiceServicer_to_server, Adapters(parts)),
+        (bundles_pb2_grpc.add_BundleServiceServicer_to_server, Bundles(parts)),
+        (bases_pb2_grpc.add_BaseServiceServicer_to_server, Bases(parts)),
+        (parity_pb2_grpc.add_ParityServiceServicer_to_server, Parity(parts)),
+        (longrunning_grpc.add_OperationsServicer_to_server, Operations(parts)),
+        (health_pb2_grpc.add_HealthServicer_to_server, health),
+    ]
