@@ -7,16 +7,19 @@ mean. A blob appears complete or not at all, also when the writer is killed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from urllib.parse import urlparse
+
+import structlog
 
 from protos.errors import InputError
 
@@ -25,7 +28,9 @@ _S3_PART = 8 << 20
 _S3_BATCH = 1000  # S3 takes no more in one call
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PARTIAL = ".partial"
-_S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 3}}
+_S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
+_S3_TRIES = 3
+_log = structlog.get_logger(__name__)
 
 
 class BlobStore(Protocol):
@@ -162,19 +167,23 @@ class S3Blobs:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+        self._files.retries = _S3_TRIES
+        self._files.loop.set_exception_handler(_broken)
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         size = 0
-        stream = self._files.open(self._path(key), "wb", block_size=_S3_PART)
-        try:
-            for chunk in chunks:
-                size += stream.write(chunk)
-        except BaseException:
-            # Closing would complete the upload and show half a blob.
-            stream.discard()
-            stream.closed = True
-            raise
-        stream.close()
+        with _answering():
+            stream = self._files.open(self._path(key), "wb", block_size=_S3_PART)
+            try:
+                for chunk in chunks:
+                    size += stream.write(chunk)
+            except BaseException:
+                # Closing would complete the upload and show half a blob.
+                with contextlib.suppress(Exception):
+                    stream.discard()
+                stream.closed = True
+                raise
+            stream.close()
         return size
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -190,21 +199,25 @@ class S3Blobs:
 
     def _block(self, key: str, start: int, stop: int) -> bytes:
         try:
-            return self._files.cat_file(self._path(key), start=start, end=stop)
+            with _answering():
+                return self._files.cat_file(self._path(key), start=start, end=stop)
         except OSError as error:
             if error.errno == errno.EINVAL:  # S3's "range not satisfiable": beyond the end
                 return b""
             raise
 
     def exists(self, key: str) -> bool:
-        return bool(self._files.isfile(self._path(key)))
+        with _answering():
+            return bool(self._files.isfile(self._path(key)))
 
     def keys(self, prefix: str) -> Iterator[str]:
-        for path in self._files.find(self._path(prefix)):
+        with _answering():
+            found = self._files.find(self._path(prefix))
+        for path in found:
             yield str(path).removeprefix(f"{self._root}/")
 
     def delete(self, key: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _answering():
             self._files.rm_file(self._path(key))
 
     def delete_all(self, prefix: str) -> int:
@@ -249,6 +262,24 @@ class S3Blobs:
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{_checked(key)}"
+
+
+def _broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What S3's libraries leave in tasks that nobody awaits: `_answering` says it to the caller."""
+    _log.warning("blob store", error=type(context.get("exception")).__name__)
+
+
+@contextlib.contextmanager
+def _answering() -> Generator[None]:
+    """What S3's libraries raise when it does not answer, as the system's own error."""
+    import aiohttp
+    from botocore.exceptions import BotoCoreError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except (BotoCoreError, ResponseParserError, aiohttp.ClientError) as error:
+        raise ConnectionError(f"the blob store: {type(error).__name__}") from error
 
 
 def _checked(key: str) -> str:

@@ -20,6 +20,7 @@ status carries `google.rpc.ErrorInfo` with domain `pocketune.dev`.
 from __future__ import annotations
 
 import errno
+import sqlite3
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,8 +163,8 @@ def to_status(error: BaseException) -> status_pb2.Status:
     for kind, code, reason in _TABLE:
         if isinstance(error, kind):
             return _status(code, reason, str(error), ())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        full = Exhausted("the server's disk is full", 60.0)
+    if _is_full(error):
+        full = Exhausted("no space left on the server's disk", 60.0)
         return _status(full.code, "DISK_FULL", str(full), _details(full))
     if isinstance(error, (*_AWAY, OSError)):
         _log.warning("dependency away", error=type(error).__name__)
@@ -176,9 +177,20 @@ def to_status(error: BaseException) -> status_pb2.Status:
 
 def is_transient(error: BaseException) -> bool:
     """Whether trying the same thing again may help."""
-    return isinstance(error, (TeacherError, Unavailable, *_AWAY)) or (
-        isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT)
-    )
+    return isinstance(error, TeacherError) or is_away(error)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database or the blob store did not answer."""
+    return isinstance(error, (Unavailable, *_AWAY, OSError)) and not _is_full(error)
+
+
+def _is_full(error: BaseException) -> bool:
+    """A disk without room: ours, SQLite's or PostgreSQL's."""
+    if isinstance(error, OperationalError):
+        full = getattr(error.orig, "sqlite_errorcode", 0) == sqlite3.SQLITE_FULL
+        return full or getattr(error.orig, "sqlstate", "") == "53100"
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def fitting(status: status_pb2.Status) -> status_pb2.Status:

@@ -30,7 +30,7 @@ class Parts:
 @contextlib.contextmanager
 def open_parts(settings: Settings) -> Generator[Parts]:
     """Open database, blobs, keys and audit log, and bring the tables to this version."""
-    database = Database(settings.resolved_database_url)
+    database = Database(settings.resolved_database_url, settings.max_call_s)
     database.migrate()
     jobs.make_tables(database)
     queue = jobs.JobQueue(database)

@@ -23,7 +23,7 @@ from google.rpc import status_pb2
 from sqlalchemy import Connection, Row
 
 from cloud.service import checkpoints, child, operations, scratch, traces
-from cloud.service.errors import Cancelled, is_transient, to_status
+from cloud.service.errors import Cancelled, is_away, is_transient, to_status
 from cloud.service.pipeline import Job, Pipeline, Stage
 from cloud.service.settings import Settings
 from cloud.service.state import Database
@@ -36,7 +36,7 @@ Step = Callable[[str, Callable[[], Kept]], Kept]
 """Runs a function once for each operation and name; later calls get the first one's result."""
 _POLL_S = 0.25
 _REPORT_EVERY_S = 0.5
-_BACKOFF_S = 1.0
+_BACKOFF_S, _MAX_BACKOFF_S = 1.0, 15.0
 _log = structlog.get_logger(__name__)
 
 
@@ -127,17 +127,23 @@ class Runner:
     def _stage(self, job: Job, stage: Stage) -> Kept:
         """The tries of one stage."""
         job.report("", 0.0)
-        for left in reversed(range(self._settings.stage_tries)):
+        tries = pauses = 0
+        until = time.monotonic() + self._settings.outage_s
+        while True:
             try:
                 job.check()
                 return {"result": stage.run(job), "counters": job.counters}
             except Exception as error:  # the boundary of a job: all errors become statuses
                 self._halt_if_not_mine(job)
-                if not left or not (is_transient(error) or isinstance(error, child.ChildDied)):
+                # While the database or the blob store is away, no try counts.
+                is_outage = is_away(error) and time.monotonic() < until
+                tries += not is_outage
+                is_passing = is_transient(error) or isinstance(error, child.ChildDied)
+                if tries == self._settings.stage_tries or not is_passing:
                     return {"status": _failed(stage, error).hex()}
                 _log.warning("stage retried", stage=stage.name, error=type(error).__name__)
-                self._back_off(job, _BACKOFF_S * (self._settings.stage_tries - left))
-        raise AssertionError  # the last try returns
+            pauses += 1
+            self._back_off(job, min(_BACKOFF_S * pauses, _MAX_BACKOFF_S))
 
     def _back_off(self, job: Job, seconds: float) -> None:
         """Wait, but not where the operation is no longer wanted."""
@@ -146,11 +152,13 @@ class Runner:
             self._stopping.wait(_POLL_S)
 
     def _halt_if_not_mine(self, job: Job) -> None:
-        """Never return where a stage was cut off because this worker stops or counts as dead."""
-        with contextlib.suppress(Exception), self._database.transaction(False) as connection:
-            row = operations.by_uid(connection, job.operation.uid)
-            if row is not None and row.attempt != job.operation.attempt:
-                threading.Event().wait()
+        """Never return where a stage was cut off because this worker stops or counts as dead.
+
+        Waits for a database that is away: until it answers, nobody knows.
+        """
+        row = self._write(lambda c: operations.by_uid(c, job.operation.uid))
+        if row is not None and row.attempt != job.operation.attempt:
+            threading.Event().wait()
         if self._stopping.is_set():
             threading.Event().wait()
 

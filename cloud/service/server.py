@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -51,6 +52,7 @@ from protos.v1 import (
     users_pb2_grpc,
 )
 
+_THREADS = 32
 _log = structlog.get_logger(__name__)
 _FILES = (users_pb2, profiles_pb2, adapters_pb2, bundles_pb2, bases_pb2, parity_pb2, longrunning)
 _NAMES = (
@@ -67,6 +69,8 @@ _NAMES = (
 @contextlib.asynccontextmanager
 async def running(parts: Parts) -> AsyncGenerator[int]:
     """A server that listens until the block is left; gives the port."""
+    # Threads that wait for a blob store that hangs must leave some to others.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS))
     boundary = Boundary(Authenticator(parts.settings), parts.settings)
     health = Health(parts.database)
     services = _services(parts, health)

@@ -105,6 +105,8 @@ class Settings(BaseSettings):
     """CPU threads of a heavy step; 0: the cores divided by `jobs_at_once`."""
     stage_tries: Count = 3
     """Tries of a stage that fails for a passing reason."""
+    outage_s: Positive = 900
+    """How long a stage waits for a database or blob store that is away, beside its tries."""
     job_attempts: Count = 5
     """Workers that may die over one job before it is given up."""
     worker_timeout_s: Positive = 15

@@ -43,8 +43,10 @@ def new_uid() -> str:
 class Database:
     """All state but blobs and keys."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, answer_s: float = 60.0) -> None:
+        """answer_s: how long `read` and `write` wait for an answer."""
         self.url = url
+        self._answer_s = answer_s
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url)
         self._reading = self.engine.execution_options(pocketune_write=False)
@@ -78,8 +80,7 @@ class Database:
         """Run a query that changes nothing."""
         if self.is_sqlite:
             return self._run(query, write=False)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._writers, self._run, query, False)
+        return await self._in_thread(query, write=False)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
         """Run a change in one transaction: when this returns, it is on the disk.
@@ -88,12 +89,7 @@ class Database:
         that breaks a unique constraint runs again too: it looks before it inserts, and then sees
         what was in its way.
         """
-        loop = asyncio.get_running_loop()
-        # With the context of the call: the span that this is a part of stands there.
-        context = contextvars.copy_context()
-        return await loop.run_in_executor(
-            self._writers, lambda: context.run(self._run, change, True)
-        )
+        return await self._in_thread(change, write=True)
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -110,6 +106,15 @@ class Database:
             with self.engine.connect() as connection:
                 raw: Any = connection.connection.driver_connection
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    async def _in_thread(self, work: Callable[[Connection], T], write: bool) -> T:
+        loop = asyncio.get_running_loop()
+        # With the context of the call: the span that this is a part of stands there.
+        context = contextvars.copy_context()
+        async with asyncio.timeout(self._answer_s):
+            return await loop.run_in_executor(
+                self._writers, lambda: context.run(self._run, work, write)
+            )
 
     def _run(self, work: Callable[[Connection], T], write: bool) -> T:
         for _ in range(_RETRIES):
@@ -129,7 +134,14 @@ def _is_serialization(error: DBAPIError) -> bool:
 def _postgresql(url: str) -> Engine:
     return sqlalchemy.create_engine(
         url, pool_size=_POOL_SIZE, max_overflow=0, pool_timeout=5, pool_pre_ping=True,
-        connect_args={"connect_timeout": 5},
+        connect_args={
+            "connect_timeout": 5,
+            # A host that has vanished is noticed in half a minute, and no thread waits for hours.
+            "tcp_user_timeout": 30_000, "keepalives_idle": 15, "keepalives_interval": 5,
+            "keepalives_count": 3,
+            # A worker that froze in a transaction gives up its locks, for the others to go on.
+            "options": "-c idle_in_transaction_session_timeout=15000",
+        },
     )  # fmt: skip
 
 

@@ -14,15 +14,18 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
+from google.api import resource_pb2
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sqlalchemy import insert, select
 
 from cloud.client import Client
@@ -43,6 +46,47 @@ METHODS = {
     for method in service.methods
 }
 """Every RPC, from the descriptors: one that is added later is tried without a change here."""
+
+
+_USER, _DIGEST, _UUID = "users/ann", "0123456789abcdef" * 4, "00000000-0000-4000-8000-000000000000"
+_NAMES = {
+    "User": _USER, "Consent": f"{_USER}/consent", "Profile": f"{_USER}/profiles/LaMP_4",
+    "Adapter": f"{_USER}/adapters/{_DIGEST}", "Bundle": f"{_USER}/bundles/{_DIGEST}",
+    "ParityReport": f"{_USER}/parityReports/{_UUID}", "Base": "bases/pocket",
+    "Operation": f"operations/{_UUID}",
+}  # fmt: skip
+_PLAIN = {"recipe": "executorch-xnnpack-8da4w", "file": "manifest.json", "profile_id": "LaMP_5",
+          "user_id": "newcomer", "base_id": "newcomer", "source": "pocket",
+          "runtime": "phone"}  # fmt: skip
+
+
+def sound_request(method: MethodDescriptor) -> Message:
+    """A request that gets as far as the database."""
+    request = GetMessageClass(method.input_type)()
+    _fill(request)
+    if method.name == "GetUpload":
+        request.request_id = _UUID
+    if method.name == "UpdateConsent":
+        request.consent.name, request.consent.retention_days = _NAMES["Consent"], 5
+    if method.name == "AppendItems":
+        request.items.add(input="a", output="b")
+    if method.name == "CreateParityReport":
+        request.parity_report.passed = True
+        request.parity_report.gates.add(metric="top1", value=1, passed=True)
+    return request
+
+
+def _fill(message: Message) -> None:
+    for field in message.DESCRIPTOR.fields:
+        if field.type == FieldDescriptor.TYPE_STRING and not field.is_repeated:
+            found: Any = field.GetOptions().Extensions[resource_pb2.resource_reference]
+            kind = "User" if found.child_type else found.type.removeprefix("pocketune.dev/")
+            if field.name == "name" and message.DESCRIPTOR.file.package == "google.longrunning":
+                kind = "Operation" if "List" not in message.DESCRIPTOR.name else ""
+            if kind or field.name in _PLAIN:
+                setattr(message, field.name, _NAMES[kind] if kind else _PLAIN[field.name])
+        elif field.name in ("base", "parity_report"):
+            _fill(getattr(message, field.name))
 
 
 @dataclass(frozen=True)
@@ -86,7 +130,7 @@ class Gate:
         self._loop.call_soon_threadsafe(self._flows.clear)
 
     def close(self) -> None:
-        self.shut()
+        self._call(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
@@ -99,6 +143,13 @@ class Gate:
     async def _cut(self) -> None:
         for writer in self._inside:
             writer.transport.abort()
+
+    async def _end(self) -> None:
+        self._server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _enter(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -124,6 +175,9 @@ class Gate:
             sink.close()
 
 
+to_json = partial(json.dumps, default=str)
+
+
 class Served:
     """A running `pocketune serve`, its log, and a client of it."""
 
@@ -132,7 +186,12 @@ class Served:
         self._errors = folder / f"stderr{time.monotonic_ns()}"
         given = {"data_dir": self.data, "port": 0, "threads": 1, "context_length": 128, **settings}
         self.settings = Settings(**given)
-        ours = {f"POCKETUNE_{name.upper()}": str(value) for name, value in given.items()}
+        ours = {
+            f"POCKETUNE_{name.upper()}": json.dumps(value)
+            if isinstance(value, dict)
+            else str(value)
+            for name, value in given.items()
+        }
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pocketune", "serve"], text=True, stdout=subprocess.PIPE,
@@ -152,7 +211,7 @@ class Served:
         """Call an RPC by its name, without retries."""
         method: MethodDescriptor = METHODS[name]
         if request is None:
-            request = GetMessageClass(method.input_type)()
+            request = sound_request(method)
         service: Any = method.containing_service
         sends, gives = (
             "stream" if is_stream else "unary"
@@ -203,6 +262,11 @@ class Served:
             with parts.database.transaction() as connection:
                 artifacts_store.put(connection, space, owner, "Adapter", made.id, facts)
         return f"users/{user_id}/adapters/{made.id}"
+
+    def health(self) -> str:
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        found = stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(found.status)
 
     def is_alive(self) -> bool:
         return self.process.poll() is None
@@ -267,6 +331,12 @@ def until(what: Callable[[], Any], seconds: float = 60, every: float = 0.1) -> A
         assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(every)
     return found
+
+
+@pytest.fixture
+def methods() -> list[str]:
+    """The names of all RPCs."""
+    return list(METHODS)
 
 
 @pytest.fixture(name="until")

@@ -1,0 +1,132 @@
+"""The database goes away and comes back: cut off, silent, or locked by somebody else."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2 as longrunning
+from sqlalchemy import make_url
+
+from protos.v1 import operations_pb2, profiles_pb2, users_pb2
+
+Code = grpc.StatusCode
+ROOT = Path(__file__).parents[4]
+WORKER = Path(__file__).parents[1] / "worker_process.py"
+USER = users_pb2.GetUserRequest(name="users/ann")
+
+
+@pytest.fixture
+def far(fresh_postgresql: str, gate: Callable[..., Any]) -> tuple[Any, str]:
+    """A gate, and the URL of an empty PostgreSQL behind it."""
+    url = make_url(fresh_postgresql)
+    assert url.host
+    assert url.port
+    found = gate(url.host, url.port)
+    return found, url.set(port=found.port).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
+    """Start workers with a toy pipeline, whose stage `heavy` sleeps as the teacher's name says."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def begin(url: str, data: Path) -> subprocess.Popen[bytes]:
+        made.append(
+            subprocess.Popen([sys.executable, str(WORKER), url, str(data)],
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+        )  # fmt: skip
+        return made[-1]
+
+    yield begin
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+def lines(served: Any) -> list[str]:
+    log = served.data / "log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_without_a_database_calls_are_unavailable_and_a_job_goes_on_and_ends_once(
+    start, far, worker, methods, until
+):
+    gate, url = far
+    served = start(worker=False, database_url=url, teachers={"sleep:4": "pocket"})
+    profile = served.add_user()
+    at_work = worker(url, served.data)
+    request = profiles_pb2.AugmentProfileRequest(name=profile, options={"teacher": "sleep:4"})
+    (begun,) = served.call("AugmentProfile", request).answers
+    until(lambda: any("child" in line for line in lines(served)))
+
+    gate.shut()
+    for name in methods:
+        outcome = served.call(name)
+        assert (name, outcome.code) == (name, Code.UNAVAILABLE)
+        assert outcome.wait_s > 0
+        assert outcome.text == "the database or the blob store does not answer; try again"
+    until(lambda: served.health() == "NOT_SERVING", 20)
+    assert not any("last begin" in line for line in lines(served))
+
+    gate.open()
+    until(lambda: served.call("GetUser", USER).code is Code.OK, 20)
+    until(lambda: served.health() == "SERVING", 20)
+    find = longrunning.GetOperationRequest(name=begun.name)
+    done = until(
+        lambda: [op for op in served.call("GetOperation", find).answers if op.done], 60
+    )[0]  # fmt: skip
+    assert done.HasField("response"), done.error
+    metadata = operations_pb2.OperationMetadata()
+    assert done.metadata.Unpack(metadata)
+    assert metadata.attempt == 1
+    said = [line.split()[1:3] for line in lines(served)]
+    assert [words for words in said if words[1] == "end"] == [
+        ["one", "end"], ["heavy", "end"], ["last", "end"]
+    ]  # fmt: skip
+    again = served.call("AugmentProfile", request).answers[0]
+    assert at_work.poll() is None
+    find.name = again.name
+    until(lambda: served.call("GetOperation", find).answers[0].done, 60)
+    assert "Traceback" not in served.log()
+
+
+def test_a_silent_database_holds_no_call_longer_than_the_server_allows(start, far, until):
+    gate, url = far
+    served = start(worker=False, database_url=url, max_call_s=2)
+    served.add_user()
+    gate.silence()
+    for name in ("GetUser", "ListOperations", "CreateUser", "AppendItems", "DownloadAdapter",
+                 "WaitOperation", "AugmentProfile"):  # fmt: skip
+        outcome = served.call(name, timeout=20)
+        assert (name, outcome.code) == (name, Code.UNAVAILABLE)
+        assert outcome.wait_s > 0
+    until(lambda: served.health() == "NOT_SERVING", 20)
+    gate.open()
+    until(lambda: served.call("GetUser", USER).code is Code.OK, 20)
+    until(lambda: served.health() == "SERVING", 20)
+    assert "Traceback" not in served.log()
+
+
+def test_an_sqlite_that_another_process_locks_can_be_read_and_is_written_later(start, until):
+    served = start(worker=False, max_call_s=2)
+    profile = served.add_user()
+    other = sqlite3.connect(served.data / "pocketune.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert served.call("GetUser", USER).code is Code.OK
+    item = profiles_pb2.AppendItemsRequest(parent=profile, items=[{"input": "x", "output": "y"}])
+    for name, request in (("CreateUser", None), ("AppendItems", item)):
+        refused = served.call(name, request)
+        assert (refused.code, refused.wait_s > 0) == (Code.UNAVAILABLE, True)
+    assert served.call("GetUser", USER).code is Code.OK
+    other.execute("ROLLBACK")
+    until(lambda: served.call("AppendItems", item).code is Code.OK, 20)
+    other.close()
+    assert "Traceback" not in served.log()
