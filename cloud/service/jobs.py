@@ -16,13 +16,15 @@ import contextlib
 import json
 import os
 import socket
+import sqlite3
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import sqlalchemy
 import structlog
 from dbos import DBOS, DBOSClient, Serializer
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 
 from cloud.service import scratch, traces
 from cloud.service.liveness import Roll
@@ -173,6 +175,7 @@ def prepare(database: Database, executor_id: str = "setup") -> None:
         config={
             "name": APPLICATION,
             "system_database_url": database.url,
+            "system_database_engine": _patient(database.url) if database.is_sqlite else None,
             "executor_id": executor_id,
             "application_version": PIPELINE_VERSION,
             "serializer": JsonSerializer(),
@@ -180,6 +183,28 @@ def prepare(database: Database, executor_id: str = "setup") -> None:
             "console_log_level": "WARNING",
         }
     )
+
+
+def _patient(url: str) -> Engine:
+    """DBOS's SQLite, made as it makes it, but a disk without room is waited for like a lock.
+
+    DBOS waits so for PostgreSQL. Here it would lose the workflow: the operation would never end.
+    """
+    engine = sqlalchemy.create_engine(url, pool_size=20)
+
+    @event.listens_for(engine, "connect")
+    def set_up(raw: Any, _: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        raw.isolation_level = "IMMEDIATE"
+        raw.execute("PRAGMA busy_timeout=30000")
+        raw.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "handle_error")
+    def wait(context: ExceptionContext) -> None:  # pyright: ignore[reportUnusedFunction]
+        code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise sqlite3.OperationalError("database is locked: its disk is full or away")
+
+    return engine
 
 
 def make_tables(database: Database) -> None:

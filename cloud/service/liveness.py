@@ -23,6 +23,7 @@ class Roll:
         self._mine = Worker.executor_id == executor_id
         self._timeout_s = timeout_s
         self._seen: dict[str, tuple[int, float]] = {}
+        self._looked = time.monotonic()
 
     def sign(self, database: Database) -> None:
         """Enter this worker; before it takes its first job."""
@@ -37,17 +38,23 @@ class Roll:
 
     def call(self, database: Database) -> set[str] | None:
         """Beat once and tell who lives; None: this worker has been declared dead."""
+        if time.monotonic() - self._looked > self._timeout_s / 2:
+            self._seen.clear()  # the database was away, for the others too: nobody was silent
         with database.transaction() as connection:
             beat = update(Worker).where(self._mine).values(beat=Worker.beat + 1)
             if connection.execute(beat).rowcount != 1:
                 return None
-            return self._living(connection)
+            living = self._living(connection)
+        self._looked = time.monotonic()
+        return living
 
     def _living(self, connection: Connection) -> set[str]:
         """Workers whose beat moves; the rows of the others are removed."""
         moment = time.monotonic()
-        living: set[str] = set()
+        living = {self._executor_id}
         for worker, beat in connection.execute(select(Worker.executor_id, Worker.beat)).all():
+            if worker == self._executor_id:
+                continue
             last, since = self._seen.get(worker, (None, moment))
             if beat != last:
                 since = moment

@@ -100,6 +100,10 @@ class Outcome:
     seconds: float
 
 
+ROOT = Path(__file__).parents[4]
+WORKER = Path(__file__).parents[1] / "worker_process.py"
+
+
 class Gate:
     """A TCP proxy on a port of its own: open, shut (cuts and refuses) or silent (just waits)."""
 
@@ -182,11 +186,17 @@ class Served:
     """A running `pocketune serve`, its log, and a client of it."""
 
     def __init__(self, folder: Path, environment: dict[str, str], settings: dict[str, Any]) -> None:
-        self.data = folder / "data"
         self._errors = folder / f"stderr{time.monotonic_ns()}"
-        given = {"data_dir": self.data, "port": 0, "threads": 1, "context_length": 128, **settings}
+        given = {
+            "data_dir": folder / "data",
+            "port": 0,
+            "threads": 1,
+            "context_length": 128,
+            **settings,
+        }
         self.settings = Settings(**given)
-        ours = {
+        self.data = self.settings.data_dir
+        variables = {
             f"POCKETUNE_{name.upper()}": json.dumps(value)
             if isinstance(value, dict)
             else str(value)
@@ -195,7 +205,7 @@ class Served:
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "pocketune", "serve"], text=True, stdout=subprocess.PIPE,
-                stderr=errors, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **ours,
+                stderr=errors, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **variables,
                                     **environment},
             )  # fmt: skip
         assert self.process.stdout
@@ -274,6 +284,11 @@ class Served:
     def log(self) -> str:
         return self._errors.read_text()
 
+    def lines(self) -> list[str]:
+        """What the toy pipeline of `worker` has written."""
+        log = self.data / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
     def events(self) -> list[dict[str, Any]]:
         """What was logged; a line that is no event, such as a traceback's, fails the test."""
         return [json.loads(line) for line in self.log().splitlines()]
@@ -306,6 +321,24 @@ def start(tmp_path: Path) -> Iterator[Start]:
     yield begin
     for served in made:
         served.end()
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
+    """Start workers with a toy pipeline, whose stage `heavy` sleeps as the teacher's name says."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def begin(url: str, data: Path) -> subprocess.Popen[bytes]:
+        made.append(
+            subprocess.Popen([sys.executable, str(WORKER), url, str(data)],
+                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+        )  # fmt: skip
+        return made[-1]
+
+    yield begin
+    for process in made:
+        process.kill()
+        process.wait()
 
 
 Between = Callable[[str, int], Gate]

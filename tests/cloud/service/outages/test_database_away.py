@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import grpc
@@ -18,8 +14,6 @@ from sqlalchemy import make_url
 from protos.v1 import operations_pb2, profiles_pb2, users_pb2
 
 Code = grpc.StatusCode
-ROOT = Path(__file__).parents[4]
-WORKER = Path(__file__).parents[1] / "worker_process.py"
 USER = users_pb2.GetUserRequest(name="users/ann")
 
 
@@ -33,39 +27,16 @@ def far(fresh_postgresql: str, gate: Callable[..., Any]) -> tuple[Any, str]:
     return found, url.set(port=found.port).render_as_string(hide_password=False)
 
 
-@pytest.fixture
-def worker() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
-    """Start workers with a toy pipeline, whose stage `heavy` sleeps as the teacher's name says."""
-    made: list[subprocess.Popen[bytes]] = []
-
-    def begin(url: str, data: Path) -> subprocess.Popen[bytes]:
-        made.append(
-            subprocess.Popen([sys.executable, str(WORKER), url, str(data)],
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})
-        )  # fmt: skip
-        return made[-1]
-
-    yield begin
-    for process in made:
-        process.kill()
-        process.wait()
-
-
-def lines(served: Any) -> list[str]:
-    log = served.data / "log"
-    return log.read_text().splitlines() if log.exists() else []
-
-
 def test_without_a_database_calls_are_unavailable_and_a_job_goes_on_and_ends_once(
     start, far, worker, methods, until
 ):
     gate, url = far
     served = start(worker=False, database_url=url, teachers={"sleep:4": "pocket"})
     profile = served.add_user()
-    at_work = worker(url, served.data)
+    workers = [worker(url, served.data) for _ in range(2)]
     request = profiles_pb2.AugmentProfileRequest(name=profile, options={"teacher": "sleep:4"})
     (begun,) = served.call("AugmentProfile", request).answers
-    until(lambda: any("child" in line for line in lines(served)))
+    until(lambda: any("child" in line for line in served.lines()))
 
     gate.shut()
     for name in methods:
@@ -74,7 +45,7 @@ def test_without_a_database_calls_are_unavailable_and_a_job_goes_on_and_ends_onc
         assert outcome.wait_s > 0
         assert outcome.text == "the database or the blob store does not answer; try again"
     until(lambda: served.health() == "NOT_SERVING", 20)
-    assert not any("last begin" in line for line in lines(served))
+    assert not any("last begin" in line for line in served.lines())
 
     gate.open()
     until(lambda: served.call("GetUser", USER).code is Code.OK, 20)
@@ -87,12 +58,12 @@ def test_without_a_database_calls_are_unavailable_and_a_job_goes_on_and_ends_onc
     metadata = operations_pb2.OperationMetadata()
     assert done.metadata.Unpack(metadata)
     assert metadata.attempt == 1
-    said = [line.split()[1:3] for line in lines(served)]
+    said = [line.split()[1:3] for line in served.lines()]
     assert [words for words in said if words[1] == "end"] == [
         ["one", "end"], ["heavy", "end"], ["last", "end"]
     ]  # fmt: skip
     again = served.call("AugmentProfile", request).answers[0]
-    assert at_work.poll() is None
+    assert [process.poll() for process in workers] == [None, None]
     find.name = again.name
     until(lambda: served.call("GetOperation", find).answers[0].done, 60)
     assert "Traceback" not in served.log()
