@@ -204,13 +204,15 @@ def _metadata(row: Row[Any]) -> operations_pb2.OperationMetadata:
         counters=row.counters, message=row.message, attempt=row.attempt,
         cancel_requested=row.cancel_requested, create_time=timestamp(row.create_time),
     )  # fmt: skip
+    # The clocks of hosts differ, and jump: whatever they say, nothing ends before it began.
+    started = max(row.create_time, row.start_time or 0)
     if row.start_time is not None:
-        metadata.start_time.CopyFrom(timestamp(row.start_time))
+        metadata.start_time.CopyFrom(timestamp(started))
     if row.end_time is not None:
-        metadata.end_time.CopyFrom(timestamp(row.end_time))
+        metadata.end_time.CopyFrom(timestamp(max(started, row.end_time)))
     elif row.start_time is not None and row.progress >= _MIN_PROGRESS_FOR_ETA:
         left = Duration()
-        spent = max(0, now() - row.start_time)
+        spent = max(0, now() - started)
         left.FromMicroseconds(round(spent * (1 - row.progress) / row.progress))
         metadata.time_left.CopyFrom(left)
     return metadata

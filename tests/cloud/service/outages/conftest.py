@@ -324,14 +324,16 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def worker() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
+def worker() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Start workers with a toy pipeline, whose stage `heavy` sleeps as the teacher's name says."""
     made: list[subprocess.Popen[bytes]] = []
 
-    def begin(url: str, data: Path) -> subprocess.Popen[bytes]:
+    def begin(
+        url: str, data: Path, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         made.append(
             subprocess.Popen([sys.executable, str(WORKER), url, str(data)],
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+                             env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})})
         )  # fmt: skip
         return made[-1]
 

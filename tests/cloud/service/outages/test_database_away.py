@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from google.longrunning import operations_pb2 as longrunning
 from sqlalchemy import make_url
 
+from cloud.service.liveness import Roll
 from protos.v1 import operations_pb2, profiles_pb2, users_pb2
 
 Code = grpc.StatusCode
@@ -101,3 +103,19 @@ def test_an_sqlite_that_another_process_locks_can_be_read_and_is_written_later(s
     until(lambda: served.call("AppendItems", item).code is Code.OK, 20)
     other.close()
     assert "Traceback" not in served.log()
+
+
+def test_after_an_outage_nobody_is_dead_and_who_is_silent_alone_is(database):
+    """The first worker that comes back sees beats as old as the outage: it was away itself."""
+    first, second = Roll("first", 0.5), Roll("second", 0.5)
+    for roll in (first, second):
+        roll.sign(database)
+        roll.call(database)
+    assert first.call(database) == {"first", "second"}
+    time.sleep(0.8)  # neither reaches the database
+    assert first.call(database) == {"first", "second"}
+    for _ in range(8):
+        time.sleep(0.1)
+        living = first.call(database)
+    assert living == {"first"}
+    assert second.call(database) is None
