@@ -7,6 +7,7 @@ The child dies with its parent, whatever kills that: it watches the pipe between
 
 from __future__ import annotations
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from protos.progress import Progress
 
 _POLL_S = 0.2
 _TERM_S = 2.0
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
                      "RAYON_NUM_THREADS")  # fmt: skip
 
@@ -114,6 +116,8 @@ def _main(
     except (PocketuneError, OSError) as error:
         pipe.send(("error", error))
     except Exception as error:  # the boundary of the process: nothing may be lost silently
+        if _NO_SPACE in str(error):  # safetensors and tokenizers have errors of their own
+            return pipe.send(("error", OSError(errno.ENOSPC, _NO_SPACE)))
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         pipe.send(("error", ChildFailed(text)))
 

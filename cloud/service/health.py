@@ -52,7 +52,10 @@ class Health(health_pb2_grpc.HealthServicer):
     async def keep(self) -> None:
         """Ask the database again and again, until this is cancelled."""
         while True:
-            self._set(_Answer.SERVING if await self._is_there() else _Answer.NOT_SERVING)
+            status = _Answer.SERVING if await self._is_there() else _Answer.NOT_SERVING
+            if status != self._status:
+                _log.warning("health", status=_Answer.ServingStatus.Name(status))
+                self._set(status)
             await asyncio.sleep(_EVERY_S)
 
     def end(self) -> None:
@@ -60,9 +63,6 @@ class Health(health_pb2_grpc.HealthServicer):
         self._set(_Answer.NOT_SERVING)
 
     def _set(self, status: _Answer.ServingStatus) -> None:
-        if status == self._status:
-            return
-        _log.warning("health", status=_Answer.ServingStatus.Name(status))
         self._status = status
         self._changed.set()
         self._changed = asyncio.Event()
