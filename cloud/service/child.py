@@ -1,30 +1,32 @@
 """Run one heavy function in a process of its own, and stop it at any moment.
 
-In: a function of a module (it is imported anew there), its arguments, the number of threads. Out:
-what it returned, or the error it raised. The function gets a `Progress` as its last argument.
-The child dies with its parent, whatever kills that: it watches the pipe between them.
+In: a function of a module, its arguments, the number of threads. Out: what it returned, or the
+error it raised. The function gets a `Progress` as its last argument. The process is forked from
+one that has the heavy libraries loaded, and ends with its parent, see `nursery.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import logging
 import multiprocessing
 import os
-import threading
-import warnings
-from collections.abc import Callable
+import pickle
+import sys
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from cloud.service.nursery import Nursery
 from protos.errors import PocketuneError
 from protos.progress import Progress
 
 _POLL_S = 0.2
-_TERM_S = 2.0
+_END_S = 10.0
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
                      "RAYON_NUM_THREADS")  # fmt: skip
+_Request = tuple[Callable[..., Any], tuple[Any, ...], int]
 
 
 class ChildDied(PocketuneError):
@@ -45,7 +47,7 @@ def run(
     """Call `function(*arguments, progress)` in a new process.
 
     Returns None as soon as `is_wanted` says no, which is asked five times a second; the process is
-    stopped then.
+    stopped then. In any case it is gone when this returns.
 
     Raises:
         ChildDied: it ended without an answer.
@@ -53,59 +55,63 @@ def run(
         PocketuneError, OSError: as the function raised them.
     """
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(
-        target=_main, args=(theirs, function, arguments, threads), daemon=True
-    )
-    process.start()
-    theirs.close()
+    with ours:
+        with theirs:
+            _nursery.bear(theirs)
+        try:
+            _hand_over(ours, (function, arguments, threads))
+            while is_wanted():
+                if not ours.poll(_POLL_S):
+                    continue
+                kind, *rest = _receive(ours)
+                if kind == "progress":
+                    progress(*rest)
+                elif kind == "error":
+                    raise rest[0]
+                else:
+                    return rest[0]
+            return None
+        finally:
+            _end(ours)
+
+
+def load_ahead(libraries: Sequence[str]) -> None:
+    """Name the modules that steps need and that take long to load; before the first `run`."""
+    _nursery.libraries = libraries
+
+
+def _hand_over(pipe: Connection, request: _Request) -> None:
     try:
-        while is_wanted():
-            if not ours.poll(_POLL_S):
-                continue
-            kind, *rest = _receive(ours, process)
-            if kind == "progress":
-                progress(*rest)
-            elif kind == "error":
-                raise rest[0]
-            else:
-                return rest[0]
-        return None
-    finally:
-        _stop(process)
-        ours.close()
+        pipe.send(request)
+    except OSError:
+        raise ChildDied("the step's process ended before it began") from None
 
 
-def _receive(pipe: Connection, process: Any) -> tuple[Any, ...]:
+def _receive(pipe: Connection) -> tuple[Any, ...]:
     try:
-        return pipe.recv()
-    except EOFError:
-        process.join(_TERM_S)
-        code = process.exitcode
-        how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-        raise ChildDied(f"the step's process ended without an answer ({how})") from None
+        kind, *rest = pipe.recv()
+    except (EOFError, OSError, pickle.UnpicklingError):
+        raise ChildDied("the step's process ended without an answer") from None
+    if kind == "died":
+        raise ChildDied(f"the step's process ended without an answer ({rest[0]})")
+    return (kind, *rest)
 
 
-def _stop(process: Any) -> None:
-    if process.is_alive():
-        process.terminate()
-        process.join(_TERM_S)
-    if process.is_alive():
-        process.kill()
-    process.join()
+def _end(pipe: Connection) -> None:
+    """Have the process killed, and wait until it and its guard have closed their end."""
+    with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+        pipe.send(None)
+        while pipe.poll(_END_S):
+            pipe.recv()
 
 
-def _main(
-    pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...], threads: int
-) -> None:
+def _work(pipe: Connection, request: bytes) -> None:
     """The child."""
-    for name in _THREAD_VARIABLES:  # before torch is imported
+    function, arguments, threads = pickle.loads(request)
+    for name in _THREAD_VARIABLES:  # for what is loaded from now on
         os.environ[name] = str(threads)
-    # Threads that wait for each other sleep instead of spinning: other jobs share these cores.
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    # The libraries' advice to developers is no line of our log.
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    threading.Thread(target=_die_with_parent, args=(pipe,), daemon=True).start()
+    if torch := sys.modules.get("torch"):  # for what is loaded already
+        torch.set_num_threads(threads)
 
     def progress(message: str, share: float) -> None:
         pipe.send(("progress", message, share))
@@ -122,9 +128,4 @@ def _main(
         pipe.send(("error", ChildFailed(text)))
 
 
-def _die_with_parent(pipe: Connection) -> None:
-    """The parent never sends: when something happens at its end of the pipe, it is gone."""
-    try:
-        pipe.recv()
-    except (EOFError, OSError):
-        os._exit(1)
+_nursery = Nursery(_work)

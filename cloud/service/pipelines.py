@@ -11,7 +11,7 @@ from functools import partial
 
 from google.protobuf.message import Message
 
-from cloud.service import erasure
+from cloud.service import child, erasure
 from cloud.service.parts import Parts
 from cloud.service.pipeline import Job, Pipeline, Result, Stage
 from cloud.service.stages import augment, base, export, lower, parity, prepare, publish, train
@@ -27,6 +27,12 @@ _NUMBERS = {
     "parity": numbers.STAGE_PARITY,
     "publish": numbers.STAGE_PUBLISH,
 }
+_LIBRARIES = (
+    "transformers.models.auto.modeling_auto", "peft", "cloud.service.stages.augment",
+    "cloud.service.stages.train", "executorch.extension.flat_tensor.serialize.serialize",
+    "executorch.extension.pybindings.portable_lib",
+)  # fmt: skip
+"""What the steps in child processes import, and takes seconds."""
 Row = tuple[str, float, Callable[[Site, Job], Result]]
 _AUGMENT: Row = ("augment", 0.98, augment.run)
 _TRAIN: Row = ("train", 0.98, train.run)
@@ -59,6 +65,7 @@ _METHODS: Mapping[str, tuple[tuple[Row, ...], Callable[[Site, Job], Message]]] =
 
 def pipelines(parts: Parts, tools: Tools) -> Mapping[str, Pipeline]:
     """All of them, by method."""
+    child.load_ahead(_LIBRARIES)
     site = Site(parts.database, parts.vault, parts.settings, tools)
     made = {method: _pipeline(site, *row) for method, row in _METHODS.items()}
     return {**made, erasure.METHOD: erasure.pipeline(parts)}
