@@ -125,7 +125,8 @@ class Runner:
             return kept
 
     def _stage(self, job: Job, stage: Stage) -> Kept:
-        """The tries of one stage."""
+        """The tries of one stage; not begun again once it has returned, whoever is killed."""
+        _log.info("stage begins", stage=stage.name, attempt=job.operation.attempt)
         job.report("", 0.0)
         tries = pauses = 0
         until = time.monotonic() + self._settings.outage_s
