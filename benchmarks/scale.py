@@ -2,10 +2,10 @@
 
 `python benchmarks/scale.py [--users 60] [--kill-every 10] [--out results.json]` starts the real
 processes: `pocketune serve`, three `pocketune worker`s, PostgreSQL and an S3-speaking server
-(moto's), or uses those that `--database-url` and `--s3` name. All users are uploaded and begun at
-once; one worker after the other gets SIGKILL and is begun again. Ends with a table, and with exit
-code 1 if an operation did not end well exactly once, an item is lost, a stage was repeated, or a
-file, blob, key or process is left that belongs to nobody.
+(moto's), or uses those that `--database-url` and `--s3` name. The base is lowered, then all users
+are uploaded and begun at once; one worker after the other gets SIGKILL and is begun again. Ends
+with a table, and with exit code 1 if an operation did not end well exactly once, an item is lost, a
+stage was repeated, or a file, blob, key or process is left that belongs to nobody.
 """
 
 from __future__ import annotations
@@ -100,9 +100,10 @@ def bucket(endpoint: str) -> str:
 
 
 def begin(client: Client, users: int, recipe: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Upload all users and begin their operations; gives item ids by profile, and names."""
+    """Lower the base, upload all users and begin; gives item ids by profile, and operations."""
     rows = json.loads(QUESTIONS.read_text("utf-8"))
     client.wait(client.create_base("base", "base"))
+    client.wait(client.lower_base("bases/base", recipe))
     items: dict[str, list[str]] = {}
     names: list[str] = []
     for number in range(users):
@@ -154,7 +155,7 @@ def wrong_results(client: Client, items: dict[str, list[str]], names: list[str])
             found.append(f"{user}: not one adapter and one bundle")
         if [item.item_id for item in client.list_items(profile)] != ids:
             found.append(f"{profile}: items lost or doubled")
-    if len(list(client.list_operations())) != len(names) + 1:
+    if len(list(client.list_operations())) != len(names) + 2:  # the base made, the base lowered
         found.append("there are more operations than were begun")
     return found
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -28,6 +30,7 @@ _S3_PART = 8 << 20
 _S3_BATCH = 1000  # S3 takes no more in one call
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 _PARTIAL = ".partial"
+_ABANDONED_S = 3600.0
 _S3_PATIENCE = {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 1}}
 _S3_TRIES = 3
 _log = structlog.get_logger(__name__)
@@ -68,6 +71,10 @@ class BlobStore(Protocol):
 
     def keeps_versions(self) -> bool:
         """Whether what is deleted or replaced here stays readable as an old version."""
+        ...
+
+    def clean(self) -> int:
+        """Remove what was begun an hour ago and is not finished: its writer was killed."""
         ...
 
 
@@ -139,6 +146,15 @@ class LocalBlobs:
 
     def keeps_versions(self) -> bool:
         return False
+
+    def clean(self) -> int:
+        count = 0
+        for path in self._root.rglob(f".*{_PARTIAL}"):
+            with contextlib.suppress(FileNotFoundError):  # its writer was just slow
+                if path.stat().st_mtime < time.time() - _ABANDONED_S:
+                    path.unlink()
+                    count += 1
+        return count
 
     @staticmethod
     def _create(path: Path) -> BinaryIO:
@@ -221,7 +237,7 @@ class S3Blobs:
             self._files.rm_file(self._path(key))
 
     def delete_all(self, prefix: str) -> int:
-        self._abort_uploads(prefix)
+        self._abort_uploads(self._key(prefix) + "/")
         found = [{"Key": self._key(name)} for name in self.keys(prefix)]
         batches = [found[at : at + _S3_BATCH] for at in range(0, len(found), _S3_BATCH)]
         if kept := [error for batch in batches for error in self._delete_batch(batch)]:
@@ -237,16 +253,23 @@ class S3Blobs:
         wanted = {"Objects": keys, "Quiet": True}
         return list(self._call("delete_objects", Delete=wanted).get("Errors", ()))
 
-    def _abort_uploads(self, prefix: str) -> None:
-        """Drop the parts that killed writers have left; no listing shows them."""
-        below = {"Prefix": self._key(prefix) + "/"}
-        truncated = True
-        while truncated:
-            answer = self._call("list_multipart_uploads", **below)
+    def clean(self) -> int:
+        return self._abort_uploads(self._root.partition("/")[2], time.time() - _ABANDONED_S)
+
+    def _abort_uploads(self, below: str, begun_before: float = math.inf) -> int:
+        """Drop the parts that killed writers have left; no listing of objects shows them."""
+        count, more = 0, {"Prefix": below}
+        while more:
+            answer = self._call("list_multipart_uploads", **more)
             for upload in answer.get("Uploads", ()):
-                named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-                self._call("abort_multipart_upload", **named)
-            truncated = answer.get("IsTruncated", False)
+                if upload["Initiated"].timestamp() < begun_before:
+                    named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    self._call("abort_multipart_upload", **named)
+                    count += 1
+            names = {"KeyMarker": "NextKeyMarker", "UploadIdMarker": "NextUploadIdMarker"}
+            follows = {mark: answer[name] for mark, name in names.items() if answer.get(name)}
+            more = {"Prefix": below, **follows} if answer.get("IsTruncated") else {}
+        return count
 
     def _call(self, method: str, **given: Any) -> Mapping[str, Any]:
         """What s3fs has no name for."""

@@ -20,14 +20,19 @@ from typing import Any
 import structlog
 from sqlalchemy import Connection, delete, literal, select
 
-from cloud.service import artifacts_store, erasure, names, retention, scratch
+from cloud.service import artifacts_store, erasure, messages, names, retention, scratch
 from cloud.service.artifacts_store import CHECKPOINT, DRAFT
 from cloud.service.parts import Parts
 from cloud.service.state import now
-from cloud.service.tables import Artifact, Operation, Request, Upload, User
+from cloud.service.tables import Artifact, Base, Hold, Operation, Request, Upload, User
 from protos.v1.users_pb2 import DeleteUserRequest
 
 _DEEP_S = 86_400.0
+_ADDING_TO_BASES = select(Operation.uid).where(
+    Operation.end_time.is_(None),
+    (Operation.method == "CreateBase") | Operation.uid.in_(select(Hold.operation_uid)),
+)
+"""Operations that may be storing files of a base: bases are lowered under a hold."""
 _BATCH = 500
 _log = structlog.get_logger(__name__)
 
@@ -58,7 +63,7 @@ class Sweeper:
             self.erasures, self.expired, self.leftovers, self.operations, self.answers, self.scratch
         ]  # fmt: skip
         done: dict[str, int] = {}
-        for task in tasks + [self.blobs, self.keys] * deep:
+        for task in tasks + [self.blobs, self.bases, self.keys, self.unfinished] * deep:
             try:
                 done[task.__name__] = task()
             except Exception as error:  # the boundary of a thread: the next sweep tries again
@@ -156,6 +161,33 @@ class Sweeper:
             for row in rows
             for file in artifacts_store.opened(space, row).files
         }
+
+    def bases(self) -> int:
+        """Blobs of bases that no row names; none while an operation may be adding some."""
+        held = set(self._parts.vault.blobs.keys("shared"))
+        with self._database.transaction(write=False) as connection:
+            if connection.execute(_ADDING_TO_BASES).first():
+                return 0
+            unneeded = held - self._of_bases(connection)
+        for key in unneeded:
+            self._parts.vault.blobs.delete(key)
+        return len(unneeded)
+
+    def _of_bases(self, connection: Connection) -> set[str]:
+        shared = self._parts.vault.shared
+        bases: Any = connection.execute(select(Base.files)).all()
+        lowered: Any = connection.execute(
+            select(Artifact.uid, Artifact.sealed).where(Artifact.user_uid.is_(None))
+        ).all()
+        files = [
+            *(file for row in bases for file in messages.base_files(row)),
+            *(file for row in lowered for file in artifacts_store.opened(shared, row).files),
+        ]
+        return {f"{shared.prefix}/{file.address}" for file in files}
+
+    def unfinished(self) -> int:
+        """What killed writers have left half written."""
+        return self._parts.vault.clean()
 
     def keys(self) -> int:
         """Keys whose user was never written; seen twice, since a user may just be in the making."""

@@ -161,6 +161,10 @@ class Vault:
         self._keys.delete(_key_name(tenant, uid))
         return self.blobs.delete_all(f"users/{tenant}/{uid}")
 
+    def clean(self) -> int:
+        """Remove what killed writers have left half written; returns how much there was."""
+        return self.blobs.clean() + self._keys.clean()
+
     def owners(self, tenant: str) -> Iterator[str]:
         """The uids of a tenant's users who have a key."""
         for name in self._keys.keys(tenant):

@@ -375,7 +375,7 @@ def test_nothing_is_lost_done_twice_or_left_on_sqlite_and_a_folder(
 ):
     folder = tmp_path / "fleet"
     url = f"sqlite:///{tmp_path / 'state.db'}"
-    blobs = f"file://{tmp_path / 'blobs'}"
+    blobs = f"file://{folder / 'blobs'}"
     settings = _settings(sound_base, database_url=url, blobs_url=blobs, keys_url=f"{blobs}-keys")
     _survives(Fleet(folder, settings, workers=2, one_folder=True), seed=20)
 
