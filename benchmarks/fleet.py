@@ -204,19 +204,23 @@ class Fleet:
                 with contextlib.suppress(json.JSONDecodeError):
                     yield {**json.loads(line), "process": path.name}
 
-    def _repeated(self) -> list[str]:
-        """Stages that began again after a later one had begun, or in one attempt twice."""
-        begun: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    def begun(self) -> dict[str, list[tuple[int, int]]]:
+        """For each operation, the attempt and the place in the order of every stage that began."""
         order = {name: number for number, name in enumerate((*STAGES, *ERASURE))}
+        found: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for event in self.events():
             if event.get("event") == "stage begins":
                 point = (int(event["attempt"]), order[event["stage"]])
-                begun[event["operation"]].append(point)
+                found[event["operation"]].append(point)
+        return {operation: sorted(points) for operation, points in found.items()}
+
+    def _repeated(self) -> list[str]:
+        """Stages that began again after a later one had begun, or in one attempt twice."""
         found: list[str] = []
-        for operation, points in begun.items():
-            stages = [stage for _, stage in sorted(points)]
+        for operation, points in self.begun().items():
+            stages = [stage for _, stage in points]
             if stages != sorted(stages) or len(set(points)) < len(points):
-                found.append(f"stage repeated in {operation}: {sorted(points)}")
+                found.append(f"stage repeated in {operation}: {points}")
         return found
 
     def memory_mib(self) -> dict[str, int]:

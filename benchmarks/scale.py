@@ -123,14 +123,14 @@ def begin(client: Client, users: int, recipe: str) -> tuple[dict[str, list[str]]
     return items, names
 
 
-def kill_until_done(fleet: Fleet, client: Client, every_s: float, seed: int) -> float:
+def kill_until_done(fleet: Fleet, client: Client, given: argparse.Namespace) -> float:
     """Kill one worker every few seconds until no operation is open; gives the seconds it took."""
-    rng, started = random.Random(seed), time.monotonic()
-    due = started + every_s
+    rng, started = random.Random(given.seed), time.monotonic()
+    due = started + given.kill_every
     while left := len(list(client.list_operations(only_open=True))):
         fleet.begin_all()
-        if time.monotonic() >= due:
-            due += every_s
+        if time.monotonic() >= due and fleet.kills < given.most_kills:
+            due += given.kill_every
             name = f"worker{rng.randrange(WORKERS)}"
             fleet.kill(name)
             fleet.begin(name)
@@ -176,7 +176,7 @@ def measure(given: argparse.Namespace, folder: Path, settings: dict[str, Any]) -
         fleet.start()
         with Client(fleet.address) as client:
             items, names = begin(client, given.users, given.recipe)
-            seconds = kill_until_done(fleet, client, given.kill_every, given.seed)
+            seconds = kill_until_done(fleet, client, given)
             problems += wrong_results(client, items, names)
             peak = fleet.memory_mib()
     finally:
@@ -197,6 +197,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--users", type=int, default=60)
     arguments.add_argument("--kill-every", type=float, default=10.0, help="seconds")
+    arguments.add_argument("--most-kills", type=int, default=sys.maxsize)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--base", type=Path, help="a Hugging Face folder; else the bundled one")
     arguments.add_argument("--recipe", default="executorch-xnnpack-8da4w")

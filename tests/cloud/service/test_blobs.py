@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,18 @@ from cloud.service.settings import Settings
 from cloud.service.vault import Vault, open_vault
 from protos.errors import ArtifactError, InputError
 
+ROOT = Path(__file__).parents[3]
+WRITER = """
+import sys, time
+from cloud.service.blobs import open_store
+
+def chunks():
+    yield bytes(20 << 20)
+    print("half", flush=True)
+    time.sleep(60)
+
+open_store(*sys.argv[1:]).put("users/a/1/x", chunks())
+"""
 BIG = os.urandom(1 << 20) * 9 + b"end"  # more than one part of a multipart upload
 
 
@@ -47,6 +61,27 @@ def test_a_writer_that_fails_leaves_nothing(store: BlobStore):
         store.put("users/a/1/x", breaks())
     assert not store.exists("users/a/1/x")
     assert list(store.keys("users")) == []
+
+
+def test_what_a_killed_writer_left_half_written_is_removed_after_an_hour(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+):
+    url, endpoint = f"file://{request.getfixturevalue('tmp_path') / 'blobs'}", ""
+    if isinstance(store, blobs.S3Blobs):
+        url, endpoint = request.getfixturevalue("bucket"), request.getfixturevalue("s3")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, url, endpoint], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    assert writer.stdout
+    assert writer.stdout.read(4) == b"half"
+    writer.kill()
+    writer.communicate()
+    assert list(store.keys("users")) == []
+    if not isinstance(store, blobs.S3Blobs):  # moto says that all uploads began in 2010
+        assert store.clean() == 0  # it might be slow, and alive
+    monkeypatch.setattr(blobs, "_ABANDONED_S", -60)
+    assert store.clean() == 1
+    assert store.clean() == 0
 
 
 def test_a_user_s_blobs_go_and_the_next_user_s_stay(store: BlobStore):

@@ -356,6 +356,7 @@ def _survives(fleet: Fleet, seed: int) -> None:
     assert sum(killer.hits.values()) == POINTS, where
     assert problems + faults == [], where
     assert users == expected, where
+    assert {name.split("/")[1] for name in begun} <= fleet.begun().keys(), where
     # Besides what was begun there is the base; the operations of an erased user went with them.
     assert len(known) == len(begun) - erased_work + 1, where
     assert len(set(begun)) == len(begun), where

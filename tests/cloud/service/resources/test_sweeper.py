@@ -14,7 +14,7 @@ from cloud.service import erasure, operations
 from cloud.service.state import now
 from cloud.service.sweeper import Sweeper
 from cloud.service.tables import Artifact, Item, Operation, ParityReport, Request, User
-from protos.v1 import adapters_pb2, parity_pb2, profiles_pb2, users_pb2
+from protos.v1 import adapters_pb2, bases_pb2, parity_pb2, profiles_pb2, users_pb2
 
 DAY = 86_400_000_000
 Code = grpc.StatusCode
@@ -115,6 +115,23 @@ def test_blobs_and_keys_that_nothing_names_are_found(site):
     assert {uid, half} == set(vault.owners("local"))  # half a user may still become one
     assert sweeper.sweep()["keys"] == 1
     assert set(vault.owners("local")) == {uid}
+
+
+def test_files_of_bases_that_no_row_names_go_once_nothing_may_be_adding_some(site):
+    blobs, orphan = site.parts.vault.blobs, f"shared/{'0' * 64}"
+    base = site.add_base()
+    site.put("BaseBundle", {"base.pte": b"lowered"}, base_uid=base)
+    named = set(blobs.keys("shared"))
+    blobs.put(orphan, [b"left by a lowering that was killed"])
+    new = operations.New("local", None, "CreateBase", "bases/b", "b", bases_pb2.Base())
+    with site.parts.database.transaction() as connection:
+        operations.create(connection, new, site.parts.vault.shared)
+    assert Sweeper(site.parts).sweep()["bases"] == 0
+    with site.parts.database.transaction() as connection:
+        operations.request_cancel(connection, new.uid)
+    assert Sweeper(site.parts).sweep()["bases"] == 1
+    assert named
+    assert set(blobs.keys("shared")) == named
 
 
 def test_nothing_is_swept_from_under_an_operation(site):
