@@ -47,13 +47,14 @@ def free_port() -> int:
 
 @dataclass
 class Member:
-    """One process of the fleet. starts: how often it was begun."""
+    """One process of the fleet. starts: how often it was begun; since: when, the last time."""
 
     name: str
     arguments: list[str]
     data: Path
     process: subprocess.Popen[bytes] | None = None
     starts: int = 0
+    since: float = 0.0
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Fleet:
         if member.process is not None and member.process.poll() is None:
             return
         member.starts += 1
+        member.since = time.monotonic()
         logs = self.folder / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{name}.{member.starts:03}").open("wb") as log:
@@ -144,6 +146,11 @@ class Fleet:
         process.kill()
         process.wait()
         self.kills += 1
+
+    def oldest(self, kind: str) -> str:
+        """Which member, of those whose names begin with `kind`, has run longest."""
+        names = [name for name in self.members if name.startswith(kind)]
+        return min(names, key=lambda name: self.members[name].since)
 
     def holder(self, row: Row[Any]) -> str:
         """Which member holds an operation; empty: none that lives."""

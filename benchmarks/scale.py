@@ -3,9 +3,9 @@
 `python benchmarks/scale.py [--users 60] [--kill-every 10] [--out results.json]` starts the real
 processes: `pocketune serve`, three `pocketune worker`s, PostgreSQL and an S3-speaking server
 (moto's), or uses those that `--database-url` and `--s3` name. The base is lowered, then all users
-are uploaded and begun at once; one worker after the other gets SIGKILL and is begun again. Ends
-with a table, and with exit code 1 if an operation did not end well exactly once, an item is lost, a
-stage was repeated, or a file, blob, key or process is left that belongs to nobody.
+are uploaded and begun at once; the worker that has run longest gets SIGKILL and is begun again.
+Ends with a table, and with exit code 1 if an operation did not end well exactly once, an item is
+lost, a stage was repeated, or a file, blob, key or process is left that belongs to nobody.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -130,8 +131,8 @@ def kill_until_done(fleet: Fleet, client: Client, given: argparse.Namespace) -> 
     while left := len(list(client.list_operations(only_open=True))):
         fleet.begin_all()
         if time.monotonic() >= due and fleet.kills < given.most_kills:
-            due += given.kill_every
-            name = f"worker{rng.randrange(WORKERS)}"
+            due += given.kill_every * rng.uniform(0.5, 1.5)
+            name = fleet.oldest("worker")
             fleet.kill(name)
             fleet.begin(name)
             print(f"{time.monotonic() - started:6.0f} s: {left} open, {name} killed", flush=True)
@@ -205,6 +206,7 @@ def main() -> None:
     arguments.add_argument("--s3", help="endpoint of an S3 store in which to make a bucket")
     arguments.add_argument("--out", type=Path)
     given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that all processes end with it
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="scale-")))
         endpoint = given.s3 or stack.enter_context(s3())
