@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= build/demo
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help setup demo test check api floor docs format lock clean
+.PHONY: help setup demo test check api floor bench docs format lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -46,6 +46,10 @@ api: setup ## lint the API, compare it with the last tag's and with the generate
 
 floor: setup ## the generated code with the oldest protobuf and gRPC that are allowed
 	$(BIN)/python -m protos.floor build/floor
+
+bench: setup ## how fast the service is, some 4 minutes (export_adapter.py takes 30: by hand)
+	mkdir -p build
+	$(BIN)/python benchmarks/service.py --out build/service.json
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

@@ -12,7 +12,6 @@ from cloud.service.boundary import Context
 from cloud.service.owned import Owned
 from cloud.service.parts import Parts
 from protos.v1 import adapters_pb2, adapters_pb2_grpc
-from protos.v1.transfer_pb2 import Chunk
 
 
 class Adapters(AdapterBeginnings, adapters_pb2_grpc.AdapterServiceServicer):
@@ -47,5 +46,5 @@ class Adapters(AdapterBeginnings, adapters_pb2_grpc.AdapterServiceServicer):
 
     def DownloadAdapter(
         self, request: adapters_pb2.DownloadAdapterRequest, context: Context
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[bytes]:
         return self._adapters.send(request, context)

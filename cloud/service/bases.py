@@ -20,7 +20,6 @@ from cloud.service.owned import PAGE_BYTES
 from cloud.service.tables import Base
 from cloud.service.vault import StoredFile
 from protos.v1 import bases_pb2, bases_pb2_grpc
-from protos.v1.transfer_pb2 import Chunk
 
 _COLLECTION = "bases"
 
@@ -65,7 +64,7 @@ class Bases(BaseBeginnings, bases_pb2_grpc.BaseServiceServicer):
 
     async def DownloadBase(
         self, request: bases_pb2.DownloadBaseRequest, context: Context
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[bytes]:
         tenant, shared = principal.get().tenant, self._vault.shared
 
         def query(connection: Connection) -> StoredFile:

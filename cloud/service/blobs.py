@@ -26,6 +26,7 @@ import structlog
 from protos.errors import InputError
 
 _BLOCK = 1 << 20
+_READ = 64 * 1024
 _S3_PART = 8 << 20
 _S3_BATCH = 1000  # S3 takes no more in one call
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
@@ -37,7 +38,13 @@ _log = structlog.get_logger(__name__)
 
 
 class BlobStore(Protocol):
-    """Where bytes are kept. Keys are ASCII, parts separated by `/`."""
+    """Where bytes are kept. Keys are ASCII, parts separated by `/`.
+
+    is_near: 64 KiB are read in microseconds, so that it needs no thread.
+    """
+
+    @property
+    def is_near(self) -> bool: ...
 
     def put(self, key: str, chunks: Iterable[bytes]) -> int:
         """Store a blob and return its size; one that is there already is replaced."""
@@ -95,6 +102,8 @@ def open_store(url: str, endpoint_url: str = "") -> BlobStore:
 class LocalBlobs:
     """A folder. Blobs are written beside their place, synced, and renamed into it."""
 
+    is_near = True
+
     def __init__(self, root: Path) -> None:
         self._root = root
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -120,7 +129,7 @@ class LocalBlobs:
             stream.seek(offset)
             left = length
             while left is None or left > 0:
-                block = stream.read(_BLOCK if left is None else min(_BLOCK, left))
+                block = stream.read(_READ if left is None else min(_READ, left))
                 if not block:
                     return
                 left = None if left is None else left - len(block)
@@ -172,6 +181,8 @@ class LocalBlobs:
 
 class S3Blobs:
     """A bucket with a prefix, through s3fs. A multipart upload shows up when it is completed."""
+
+    is_near = False
 
     def __init__(self, root: str, endpoint_url: str = "") -> None:
         import s3fs

@@ -87,7 +87,8 @@ class Boundary(grpc.aio.ServerInterceptor):
             limit_s = math.inf
         # No deserializer: gRPC would answer INTERNAL where it fails, and log a traceback.
         return make(
-            wrap(method, behavior, limit_s), response_serializer=handler.response_serializer
+            wrap(method, behavior, limit_s),
+            response_serializer=_serializer(handler.response_serializer),
         )
 
     def _single(self, method: str, behavior: Any, limit_s: float) -> Any:
@@ -193,6 +194,11 @@ def _sound(decode: Decode, raw: bytes) -> Message:
         raise InvalidFields([Violation("", "the bytes are no message of this type")]) from None
     rules.check(request)
     return request
+
+
+def _serializer(serialize: Callable[[Message], bytes]) -> Callable[[Message | bytes], bytes]:
+    """Messages become bytes; what a service has serialized itself is sent as it is."""
+    return lambda answer: answer if isinstance(answer, bytes) else serialize(answer)
 
 
 def _deadline(context: Context, limit_s: float) -> float:

@@ -12,7 +12,6 @@ from cloud.service.boundary import Context
 from cloud.service.owned import Owned
 from cloud.service.parts import Parts
 from protos.v1 import bundles_pb2, bundles_pb2_grpc
-from protos.v1.transfer_pb2 import Chunk
 
 
 class Bundles(BundleBeginnings, bundles_pb2_grpc.BundleServiceServicer):
@@ -43,5 +42,5 @@ class Bundles(BundleBeginnings, bundles_pb2_grpc.BundleServiceServicer):
 
     def DownloadBundle(
         self, request: bundles_pb2.DownloadBundleRequest, context: Context
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncIterator[bytes]:
         return self._bundles.send(request, context)

@@ -33,6 +33,10 @@ _TEXTS = (
     (re.compile(r"\bsk-[A-Za-z0-9_-]{16,}"), GONE),  # keys of teachers' providers
     (re.compile(r"(?i)((?:password|secret|api_?key|token)\s*[=:]\s*)[^\s,;&'\"]+"), rf"\1{GONE}"),
 )  # fmt: skip
+_SHORTEST = 6
+"""Characters of the shortest text that has something to take out, `a://:@`."""
+_OURS = ("level", "logger", "timestamp")
+"""Fields that the processors below add to every event."""
 _CHATTY = ("sqlalchemy", "alembic", "dbos", "botocore", "s3fs", "fsspec", "urllib3", "asyncio")
 """Below warnings they log statements with parameters, and requests with headers."""
 
@@ -74,7 +78,7 @@ def configure(
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """A processor: the event without secrets."""
-    return {name: _clean(name, value) for name, value in event.items()}
+    return {name: value if name in _OURS else _clean(name, value) for name, value in event.items()}
 
 
 def _clean(name: str, value: Any) -> Any:
@@ -94,6 +98,8 @@ def _clean(name: str, value: Any) -> Any:
 
 def without_secrets(text: str) -> str:
     """A text in which everything that looks like a secret is replaced."""
+    if len(text) < _SHORTEST:
+        return text
     for pattern, by in _TEXTS:
         text = pattern.sub(by, text)
     return text

@@ -25,7 +25,6 @@ from cloud.service.state import Database
 from cloud.service.tables import Artifact, Operation
 from cloud.service.users import find_user
 from cloud.service.vault import Vault
-from protos.v1.transfer_pb2 import Chunk
 
 PAGE_BYTES = 2 * 1024 * 1024
 M = TypeVar("M", bound=Message)
@@ -122,7 +121,7 @@ class Owned(Generic[M]):
         await asyncio.to_thread(self._remove, keys)
         return Empty()
 
-    async def send(self, request: DownloadRequest, context: Context) -> AsyncIterator[Chunk]:
+    async def send(self, request: DownloadRequest, context: Context) -> AsyncIterator[bytes]:
         """A range of one file."""
         row, facts, _ = await self._open(request.name)
         space = await self.vault.open(principal.get().tenant, row.user_uid)

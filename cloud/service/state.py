@@ -50,6 +50,7 @@ class Database:
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
         self.engine = _sqlite(url) if self.is_sqlite else _postgresql(url)
         self._reading = self.engine.execution_options(pocketune_write=False)
+        self._reader: Connection | None = None
         self._writers = ThreadPoolExecutor(1 if self.is_sqlite else _POOL_SIZE, "database")
 
     def migrate(self) -> None:
@@ -77,9 +78,13 @@ class Database:
             yield connection
 
     async def read(self, query: Callable[[Connection], T]) -> T:
-        """Run a query that changes nothing."""
+        """Run a query that changes nothing; from one event loop only.
+
+        A query may stop in the middle of a result, but must not keep it: on SQLite an open result
+        holds on to what the database was when it was begun.
+        """
         if self.is_sqlite:
-            return self._run(query, write=False)
+            return self._read_here(query)
         return await self._in_thread(query, write=False)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
@@ -91,9 +96,23 @@ class Database:
         """
         return await self._in_thread(change, write=True)
 
+    def _read_here(self, query: Callable[[Connection], T]) -> T:
+        """Fetching a connection takes as long as the query, so the event loop keeps one."""
+        if self._reader is None:
+            self._reader = self._reading.connect()
+        try:
+            with self._reader.begin():
+                return query(self._reader)
+        except DBAPIError:  # whatever was wrong with it, the next query begins anew
+            self._reader.close()
+            self._reader = None
+            raise
+
     def close(self) -> None:
         """Let go of every connection."""
         self._writers.shutdown()
+        if self._reader is not None:
+            self._reader.close()
         self.engine.dispose()
 
     def erase_traces(self) -> None:

@@ -56,6 +56,11 @@ class Space:
         self._digests = crypto.derive(key, b"pocketune digests") if key else None
         self._files = crypto.derive(key, b"pocketune files") if key else None
 
+    @property
+    def is_near(self) -> bool:
+        """Whether files are read in microseconds, see `BlobStore`."""
+        return self._blobs.is_near
+
     def seal(self, data: bytes, context: str) -> bytes:
         """Encrypt a value for a column. context: table, row and column it belongs to."""
         return crypto.seal(self._values, data, context.encode()) if self._values else data
