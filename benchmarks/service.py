@@ -37,11 +37,11 @@ Figures = dict[str, Any]
 class Sizes:
     """How much of everything. count: calls of each caller. *_s: seconds."""
 
-    rounds: int = 7
+    rounds: int = 25
     callers: int = 16
-    count: int = 200
+    count: int = 50
     file_mib: int = 64
-    download_rounds: int = 9
+    download_rounds: int = 25
     users: int = 1000
     items: int = 50
     uploaders: int = 32
@@ -71,7 +71,10 @@ class Row(NamedTuple):
 
 
 def calls(work: Path, sizes: Sizes) -> tuple[Figures, list[Row]]:
-    """Get calls on SQLite against a bare server that answers the same messages."""
+    """Get calls on SQLite against a bare server that answers the same messages.
+
+    Latency is that of one caller alone, calls per second those of many at once.
+    """
     figures: Figures = {}
     rows: list[Row] = []
     with furnished(work, 1) as site:

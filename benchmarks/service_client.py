@@ -65,8 +65,9 @@ async def calls(
     make_stub, make_request = _GETS[method]
     request = make_request(name=name)
     figures: dict[str, dict[str, list[float]]] = {
-        label: {"p50_ms": [], "p99_ms": [], "calls_per_s": [], "cpu_us": []} for label in targets
+        label: {"calls_per_s": [], "cpu_us": []} for label in targets
     }
+    latencies: dict[str, list[float]] = {label: [] for label in targets}
     async with contextlib.AsyncExitStack() as stack:
         gets: dict[str, Any] = {}
         for label, target in targets.items():
@@ -84,14 +85,15 @@ async def calls(
         for _ in range(rounds):
             for label, target in targets.items():
                 get, into = gets[label], figures[label]
-                alone = await caller(get)
-                into["p50_ms"].append(percentile(alone, 50) * 1000)
-                into["p99_ms"].append(percentile(alone, 99) * 1000)
+                latencies[label] += await caller(get)
                 cpu, started = cpu_seconds(Target(*target).pid), time.perf_counter()
                 await asyncio.gather(*(caller(get) for _ in range(callers)))
                 done = callers * count
                 into["calls_per_s"].append(done / (time.perf_counter() - started))
                 into["cpu_us"].append((cpu_seconds(Target(*target).pid) - cpu) / done * 1e6)
+    for label, seconds in latencies.items():
+        for percent in (50, 99):
+            figures[label][f"p{percent}_ms"] = [percentile(seconds, percent) * 1000]
     return figures
 
 

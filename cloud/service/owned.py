@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
-from sqlalchemy import Connection, Row, Select, select, tuple_
+from sqlalchemy import Connection, Row, Select, bindparam, select, tuple_
 
 from cloud.service import artifacts_store, downloads, names, pages, requests
 from cloud.service.artifacts_store import Facts
@@ -22,11 +22,20 @@ from cloud.service.auth import Principal, principal
 from cloud.service.boundary import Context
 from cloud.service.errors import Conflict, NotFound
 from cloud.service.state import Database
-from cloud.service.tables import Artifact, Operation
-from cloud.service.users import find_user
+from cloud.service.tables import Artifact, Operation, User
+from cloud.service.users import IS_CALLERS, find_user
 from cloud.service.vault import Vault
 
 PAGE_BYTES = 2 * 1024 * 1024
+_FIND = (
+    artifacts_store.rows()
+    .join(User, User.uid == Artifact.user_uid)
+    .where(
+        IS_CALLERS,
+        Artifact.kind == bindparam("kind"),
+        Artifact.artifact_id == bindparam("artifact_id"),
+    )
+)
 M = TypeVar("M", bound=Message)
 
 
@@ -133,9 +142,16 @@ class Owned(Generic[M]):
         tenant = principal.get().tenant
         user_id, artifact_id = names.parts(self.resource, name)
 
+        key = {
+            "tenant": tenant, "user_id": user_id, "kind": self.kind, "artifact_id": artifact_id,
+        }  # fmt: skip
+
         def query(connection: Connection) -> Row[Any]:
-            user = find_user(connection, tenant, user_id)
-            return self._row(connection, user.uid, artifact_id, name)
+            row = connection.execute(_FIND, key).first()
+            if row is None:
+                find_user(connection, tenant, user_id)
+                raise NotFound(name)
+            return row
 
         row = await self.database.read(query)
         space = await self.vault.open(tenant, row.user_uid)

@@ -20,8 +20,8 @@ from cloud.service.errors import (
 )
 from cloud.service.parts import Parts
 from cloud.service.state import new_uid, now
-from cloud.service.tables import Artifact, Operation, Profile
-from cloud.service.users import find_user, timestamp
+from cloud.service.tables import Artifact, Operation, Profile, User
+from cloud.service.users import IS_CALLERS, find_user, timestamp
 from cloud.service.vault import Space
 from cloud.tasks import TASKS, Task, custom_task
 from protos.errors import InputError
@@ -29,8 +29,10 @@ from protos.v1 import profiles_pb2, profiles_pb2_grpc
 
 _KINDS = {1: "generation", 2: "classification", 3: "rating"}
 _PROFILE = "pocketune.dev/Profile"
-_FIND = select(*Profile.__table__.columns).where(
-    Profile.user_uid == bindparam("user_uid"), Profile.task == bindparam("task")
+_FIND = (
+    select(*Profile.__table__.columns)
+    .join(User, User.uid == Profile.user_uid)
+    .where(IS_CALLERS, Profile.task == bindparam("task"))
 )
 
 
@@ -40,9 +42,10 @@ def find_profile(connection: Connection, tenant: str, user_id: str, task: str) -
     Raises:
         NotFound: no such user of this tenant, or no such profile.
     """
-    user = find_user(connection, tenant, user_id)
-    row = connection.execute(_FIND, {"user_uid": user.uid, "task": task}).first()
+    key = {"tenant": tenant, "user_id": user_id, "task": task}
+    row = connection.execute(_FIND, key).first()
     if row is None:
+        find_user(connection, tenant, user_id)
         raise NotFound(names.profile(user_id, task))
     return row
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, insert, select, update
 
 from cloud.profiles import Consent
 from cloud.service import names, pages, requests
@@ -26,9 +26,11 @@ from cloud.service.vault import Vault
 from protos.v1 import users_pb2, users_pb2_grpc
 
 # Built once: building a statement costs more than SQLite needs to answer it.
-_FIND = select(*User.__table__.columns).where(
+IS_CALLERS = and_(
     User.tenant == bindparam("tenant"), User.user_id == bindparam("user_id"), ~User.erasing
 )
+"""The user that `find_user` finds, for statements that find what is theirs along with them."""
+_FIND = select(*User.__table__.columns).where(IS_CALLERS)
 _MASKABLE = ("purpose", "retention_days", "third_party")
 
 
