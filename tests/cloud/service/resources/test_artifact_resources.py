@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 
 import grpc
@@ -75,7 +74,7 @@ def test_pages_hold_every_adapter_once_newest_first(site):
     assert code_of(lambda: site.adapters.ListAdapters(stolen)) is Code.INVALID_ARGUMENT
 
 
-def test_ten_thousand_adapters_are_listed_with_flat_latency(site):
+def test_ten_thousand_adapters_are_listed_each_once(site):
     site.add_user("ann")
     uid, _ = site._uids("local", "ann")
     space, base = site.parts.vault.space("local", uid), site.add_base()
@@ -90,21 +89,16 @@ def test_ten_thousand_adapters_are_listed_with_flat_latency(site):
         })  # fmt: skip
     with site.parts.database.transaction() as connection:
         connection.execute(insert(Artifact), rows)
-    seconds, token, seen = [], "", set()
+    token, seen = "", []
     while True:
-        started = time.perf_counter()
         page = site.adapters.ListAdapters(
             ap.ListAdaptersRequest(parent="users/ann", page_size=100, page_token=token)
         )
-        seconds.append(time.perf_counter() - started)
-        seen |= {adapter.name for adapter in page.adapters}
+        seen += [adapter.name for adapter in page.adapters]
         token = page.next_page_token
         if not token:
             break
-    assert len(seen) == 10_000
-    first, last = min(seconds[:30]), min(seconds[-30:])
-    print(f"fastest page: of the first 30 {first * 1e3:.1f} ms, of the last {last * 1e3:.1f} ms")
-    assert last < 2 * first
+    assert len(seen) == len(set(seen)) == 10_000
 
 
 def test_a_delete_happens_once_also_across_a_restart(make_site, database_url):
