@@ -2,7 +2,7 @@
 
 `python benchmarks/service.py [--only NAME] [--quick] [--out results.json]` starts the real
 `pocketune serve` and the bare servers as processes and calls them from a third one, in turns, in
-one run: ratios hold where the machine is busy, absolute figures do not. Takes some 4 minutes on 2
+one run: ratios hold where the machine is busy, absolute figures do not. Takes some 5 minutes on 2
 cores, with `--quick` one, for less of everything. Exits with 1 where an answer was wrong or an item
 lost; whether the aims are met is printed, and no failure: timings are noisy.
 """
