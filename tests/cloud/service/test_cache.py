@@ -120,14 +120,15 @@ fetch_files(Space(LocalBlobs(Path(blobs)), "shared", None), [stored], Path(folde
 def test_a_copy_that_a_kill_cut_short_is_made_again(tmp_path: Path):
     blobs, data = LocalBlobs(tmp_path / "blobs"), tmp_path / "data"
     source = tmp_path / "weights"
-    source.write_bytes(bytes(range(256)) * 10_000)  # three blocks
+    source.write_bytes(bytes(range(256)) * 10_000)  # many blocks
     shared = Space(blobs, "shared", None)
     file = shared.store("weights", source, digest_file(source))
     folder = data / "cache/bases" / ("d" * 64) / "small"
     given = (tmp_path / "blobs", folder, *vars(file).values())
     killed = subprocess.run([sys.executable, "-c", FETCH, *map(str, given)], cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
-    assert [path.stat().st_size for path in folder.parent.rglob("weights")] == [1 << 20]
+    (half,) = folder.parent.rglob("weights")
+    assert 0 < half.stat().st_size < file.size
     assert not folder.exists()
 
     vault = Vault(blobs, LocalBlobs(tmp_path / "keys"), None)
