@@ -141,7 +141,9 @@ class HuggingFaceTeacher:
 
             torch.set_num_threads(self.threads)
             tokenizer = load_tokenizer(self.base)
-            self._loaded = load_model(self.base, compute_dtype()), tokenizer
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model: Any = load_model(self.base, compute_dtype())
+            self._loaded = model.to(device), tokenizer
         return self._loaded
 
     def _fit(
@@ -198,8 +200,8 @@ def _generate(
             mask = [[int(k >= longest - len(prompts[i])) for k in range(longest)] for i in batch]
             generate: Any = model.generate
             output: Any = generate(
-                input_ids=torch.tensor(rows),
-                attention_mask=torch.tensor(mask),
+                input_ids=torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
                 max_new_tokens=new_tokens,
                 do_sample=True,
                 temperature=sampling.temperature,
