@@ -1,9 +1,10 @@
-"""Data files put together for Python's loader, kept by digest.
+"""Files that this machine makes for itself, kept by digest.
 
-In: the tensors of a base and of an adapter. Out: one `.ptd` that holds both. A phone opens several
-data files and needs none of this. Files are named `<what they were made from>.<sha256 of the
-content>.ptd`, so that a damaged one is noticed and made again; only the last few are kept. One
-process at a time holds the directory, from the check to the load.
+In: what a file is made from, and how. Out: the file. ExecuTorch's engine keeps a `.ptd` that joins
+the tensors of a base and of an adapter for Python's loader (a phone opens several data files and
+needs none of this); TVM's engine keeps compiled libraries. Files are named `<what they were made
+from>.<sha256 of the content><suffix>`, so that a damaged one is noticed and made again; only the
+last few are kept. One process at a time holds the directory, from the check to the load.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +27,15 @@ KEEP = 4
 _FORMAT = "1"
 
 
-def default_directory() -> Path:
-    """$XDG_CACHE_HOME/pocketune, else ~/.cache/pocketune."""
+def default_directory(kind: str = "data-files") -> Path:
+    """$XDG_CACHE_HOME/pocketune/<kind>, else ~/.cache/pocketune/<kind>."""
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "pocketune" / "data-files"
+    return (Path(root) if root else Path.home() / ".cache") / "pocketune" / kind
 
 
 @dataclass(frozen=True)
-class Joined:
-    """A data file of the cache. built: it was written just now, so it cost its bytes."""
+class Kept:
+    """A file of the cache. built: it was made just now, so it cost its bytes."""
 
     path: Path
     size_bytes: int
@@ -44,62 +45,90 @@ class Joined:
 @contextlib.contextmanager
 def joined(
     directory: Path, parents: Sequence[str], tensors: Sequence[Tensor], keep: int = KEEP
-) -> Generator[Joined]:
-    """The file that holds `tensors`, made if it is not there; it stays while the `with` lasts.
+) -> Generator[Kept]:
+    """The data file that holds `tensors`, made if it is not there; see `kept`.
 
     Args:
         parents: digests of what the tensors come from; they decide the file's name.
+    """
+
+    def write(path: Path) -> str:
+        with path.open("wb") as stream:
+            return write_ptd(stream, tensors)
+
+    name = hashlib.sha256("\n".join([_FORMAT, *parents]).encode()).hexdigest()
+    with kept(directory, name, ".ptd", write, keep) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def kept(
+    directory: Path, name: str, suffix: str, write: Callable[[Path], str], keep: int = KEEP
+) -> Generator[Kept]:
+    """The file of that name, made if it is not there; it stays while the `with` lasts.
+
+    Args:
+        name: a digest of all that the file is made from.
+        write: makes the file and returns the sha256 of its content.
 
     Raises:
         InputError: the directory cannot be written, or the disk is full.
     """
-    name = hashlib.sha256("\n".join([_FORMAT, *parents]).encode()).hexdigest()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
-        raise InputError(f"{directory}: cannot hold data files: {error.strerror}") from None
+        raise InputError(f"{directory}: cannot keep files: {error.strerror}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
-            file = _found(directory, name) or _build(directory, name, tensors)
-            _evict(directory, keep)
+            file = _found(directory, name, suffix) or _build(directory, name, suffix, write)
+            _evict(directory, suffix, keep)
         except OSError as error:
-            raise InputError(f"{directory}: cannot write a data file: {error.strerror}") from None
+            raise InputError(
+                f"{directory}: cannot write a {suffix} file: {error.strerror}"
+            ) from None
         yield file
     finally:
         os.close(lock)
 
 
-def _found(directory: Path, name: str) -> Joined | None:
+def _found(directory: Path, name: str, suffix: str) -> Kept | None:
     """The sound file of that name; damaged ones are removed."""
-    for path in directory.glob(f"{name}.*.ptd"):
+    for path in directory.glob(f"{name}.*{suffix}"):
         if digest_file(path) == path.suffixes[-2].removeprefix("."):
             os.utime(path)
-            return Joined(path, path.stat().st_size, built=False)
+            return Kept(path, path.stat().st_size, built=False)
         path.unlink()
     return None
 
 
-def _build(directory: Path, name: str, tensors: Sequence[Tensor]) -> Joined:
+def _build(directory: Path, name: str, suffix: str, write: Callable[[Path], str]) -> Kept:
     """Write beside, sync, rename: a killed process leaves only a file that the next one removes."""
-    for abandoned in directory.glob("*.partial"):
+    for abandoned in directory.glob("*.partial*"):
         abandoned.unlink()
-    partial = directory / f"{name}.{secrets.token_hex(4)}.partial"
+    partial = directory / f"{name}.{secrets.token_hex(4)}.partial{suffix}"
     try:
-        with partial.open("wb") as stream:
-            digest = write_ptd(stream, tensors)
-            stream.flush()
-            os.fsync(stream.fileno())
-        path = directory / f"{name}.{digest}.ptd"
+        digest = write(partial)
+        _sync(partial)
+        path = directory / f"{name}.{digest}{suffix}"
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
-    return Joined(path, path.stat().st_size, built=True)
+    return Kept(path, path.stat().st_size, built=True)
 
 
-def _evict(directory: Path, keep: int) -> None:
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _evict(directory: Path, suffix: str, keep: int) -> None:
     """Remove all but the `keep` files used last; a program that has one open keeps reading it."""
-    files = sorted(directory.glob("*.ptd"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    for path in files[keep:]:
+    files = directory.glob(f"*{suffix}")
+    newest_first = sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in newest_first[keep:]:
         path.unlink()

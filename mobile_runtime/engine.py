@@ -6,6 +6,7 @@ the next token that of `generate`.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,17 +16,22 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from protos.errors import InputError
+from protos.tensor_cache import FILE as TENSOR_CACHE
+
 Logits = NDArray[np.float32]
+_INSTALL_TVM = "pip install 'pocketune[mlc]', or pip install apache-tvm==0.27.0.post1"
 
 
 @dataclass(frozen=True)
 class SwapCost:
     """What it took to open a base with an adapter, or to change the adapter.
 
-    verify_s: checking every digest and slot. join_s: making one data file of base and adapter,
-    which Python's loader needs; 0 bytes if it was in the cache. load_s: opening the program.
-    phone_bytes: what a phone opens instead, which takes several data files: the adapter's program
-    and data file beside the base's, which stays open (a merged bundle is opened whole).
+    verify_s: checking every digest and slot. join_s: making what only this machine needs, one data
+    file of base and adapter (ExecuTorch) or a compiled library (MLC); 0 bytes if it was in the
+    cache. load_s: opening the program, or reading the weights. phone_bytes: what a phone opens
+    instead: the adapter's own files beside the base's, which stay open (a merged bundle is opened
+    whole).
     """
 
     verify_s: float
@@ -41,7 +47,7 @@ class SwapCost:
 
     def __str__(self) -> str:
         return (
-            f"{self.total_s:.3f} s (verify {self.verify_s:.3f}, one data file {self.join_s:.3f} "
+            f"{self.total_s:.3f} s (verify {self.verify_s:.3f}, make {self.join_s:.3f} "
             f"for {self.written_bytes:,} bytes written, load {self.load_s:.3f} for "
             f"{self.opened_bytes:,} bytes); a phone opens {self.phone_bytes:,} bytes for it"
         )
@@ -106,17 +112,50 @@ def open_engine(
 ) -> Engine:
     """Open a base with an adapter, a base alone, or a merged bundle (which needs no base).
 
+    The bundle decides the engine: one with a tensor cache is MLC's and runs on Apache TVM, others
+    run on ExecuTorch.
+
     Args:
         threads: for the whole process, see `default_threads`.
-        cache_dir: where joined data files are kept; `cache.default_directory()` if not given.
+        cache_dir: where joined data files or compiled libraries are kept; each engine has a default.
 
     Raises:
-        InputError: neither is given, or a path holds nothing. ArtifactError, MismatchError: a
-            bundle is damaged, or they do not belong together; nothing was run.
+        InputError: neither is given, a path holds nothing, or the engine is not installed.
+        ArtifactError, MismatchError: a bundle is damaged, or they do not belong together; nothing
+            was run.
     """
+    threads = threads or default_threads()
+    if _is_mlc(base or adapter):
+        if importlib.util.find_spec("tvm") is None:
+            raise InputError(f"MLC bundles run on Apache TVM, which is not here: {_INSTALL_TVM}")
+        from mobile_runtime.mlc.engine import TvmEngine
+
+        return TvmEngine(base, adapter, threads, cache_dir)
     from mobile_runtime.executorch_engine import ExecuTorchEngine
 
-    return ExecuTorchEngine(base, adapter, threads or default_threads(), cache_dir)
+    return ExecuTorchEngine(base, adapter, threads, cache_dir)
+
+
+def _is_mlc(bundle: Path | None) -> bool:
+    return bundle is not None and (bundle / TENSOR_CACHE).is_file()
+
+
+def check_ids(engine: Engine, ids: Sequence[int]) -> None:
+    """What every engine refuses to read.
+
+    Raises:
+        InputError: see `Engine.prefill`.
+    """
+    if not len(ids):
+        raise InputError("no tokens to read: the prompt is empty")
+    wrong = [token for token in ids if not 0 <= token < engine.vocab_size]
+    if wrong:
+        raise InputError(f"token id {wrong[0]} is outside the vocabulary of {engine.vocab_size}")
+    if engine.position + len(ids) > engine.context_length:
+        raise InputError(
+            f"{len(ids)} tokens after {engine.position} do not fit the context of "
+            f"{engine.context_length}; shorten the prompt"
+        )
 
 
 def default_threads() -> int:

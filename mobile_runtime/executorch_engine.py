@@ -14,7 +14,7 @@ import numpy as np
 
 from mobile_runtime import cache
 from mobile_runtime.bundles import AdapterBundle, BaseBundle, MergedBundle, open_adapter, open_base
-from mobile_runtime.engine import Logits, SwapCost
+from mobile_runtime.engine import Logits, SwapCost, check_ids
 from mobile_runtime.native import Program, set_threads
 from mobile_runtime.ptd import Tensor, zeros
 from protos.artifacts import Artifact
@@ -56,7 +56,7 @@ class ExecuTorchEngine:
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         """See `Engine.prefill`; longer inputs than the program takes are read in chunks."""
-        self._check(ids)
+        check_ids(self, ids)
         step = self._program.max_tokens
         for start in range(0, len(ids) - step, step):
             self._forward(ids[start : start + step])
@@ -64,7 +64,7 @@ class ExecuTorchEngine:
 
     def decode(self, token: int) -> Logits:
         """See `Engine.decode`."""
-        self._check([token])
+        check_ids(self, [token])
         return self._forward([token])
 
     def reset(self) -> None:
@@ -94,18 +94,6 @@ class ExecuTorchEngine:
         program, cost = opener.open(verify_s)
         self._adapter, self._program, self._cost = adapter, program, cost
         self._position = 0
-
-    def _check(self, ids: Sequence[int]) -> None:
-        if not len(ids):
-            raise InputError("no tokens to read: the prompt is empty")
-        wrong = [token for token in ids if not 0 <= token < self.vocab_size]
-        if wrong:
-            raise InputError(f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}")
-        if self._position + len(ids) > self.context_length:
-            raise InputError(
-                f"{len(ids)} tokens after {self._position} do not fit the context of "
-                f"{self.context_length}; shorten the prompt"
-            )
 
     def _forward(self, ids: Sequence[int]) -> Logits:
         try:

@@ -14,7 +14,7 @@ from protos.errors import InputError
 TENSORS = [zeros("a" * 64, 4096), zeros("b" * 64, 64)]
 
 
-def build(directory: Path, parent: str = "p", tensors: list[Tensor] = TENSORS) -> cache.Joined:
+def build(directory: Path, parent: str = "p", tensors: list[Tensor] = TENSORS) -> cache.Kept:
     with cache.joined(directory, [parent], tensors) as file:
         assert [t.key for t in read_ptd(file.path)] == [t.key for t in tensors]
         return file
@@ -59,14 +59,14 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(cache, "write_ptd", full)
-    with pytest.raises(InputError, match=r"cannot write a data file: No space left"):
+    with pytest.raises(InputError, match=r"cannot write a \.ptd file: No space left"):
         build(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_place_that_cannot_be_a_directory_is_named(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot hold data files"):
+    with pytest.raises(InputError, match="cannot keep files"):
         build(tmp_path / "file" / "cache")
 
 

@@ -1,0 +1,275 @@
+"""MLC's directories, opened and checked for what TVM itself never checks.
+
+In: BaseBundle and AdapterBundle directories. Out: configs and tensors that are known to belong
+together. Digests are checked when the artifact is opened; here every parameter that the library
+takes must be there, once, with its shape and dtype, and nothing else.
+
+A base holds all parameters. An adapter's `tensor-cache.json` names shards of its base and shards of
+its own, as MLC's loader wants it:
+
+    delta-shards     its own shards replace the parameters that it changed (merged with the base)
+    lora-parameters  all of the base's shards, and its own A and B
+    merged           its own shards only; it needs no base
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mobile_runtime.mlc.config import LoraRanks, ModelConfig, parse_config
+from mobile_runtime.mlc.model import Parameter, parameters
+from protos.artifacts import Artifact, open_artifact, read_json
+from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
+from protos.tensor_cache import FILE, Array, Record, Shard, read_shard, read_shards
+
+FORMAT = 1
+BACKEND = "mlc"
+CONFIG = "mlc-chat-config.json"
+LAYOUTS = ("delta-shards", "lora-parameters", "merged")
+_LORA_A = ".lora_a"
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked directory.
+
+    own: the shards that stand in it; shared: those that stand in its base.
+    """
+
+    artifact: Artifact
+    config: ModelConfig
+    own: list[Shard]
+    shared: list[Shard]
+
+    @cached_property
+    def ranks(self) -> LoraRanks:
+        """What the adapter adds to, if its A and B are parameters."""
+        return _ranks(_records([*self.own, *self.shared]))
+
+    @property
+    def own_bytes(self) -> int:
+        return sum(shard.nbytes for shard in self.own)
+
+    @property
+    def shared_names(self) -> list[str]:
+        return [record.name for record in _records(self.shared)]
+
+    def read(self) -> Iterator[tuple[str, Array]]:
+        """The tensors of its own shards, one shard in memory at a time."""
+        for shard in self.own:
+            yield from read_shard(shard, [self.artifact.path]).items()
+
+
+@dataclass(frozen=True)
+class BaseBundle(Bundle):
+    """A checked base."""
+
+
+@dataclass(frozen=True)
+class AdapterBundle(Bundle):
+    """A checked adapter that fits its base; layout: one of `LAYOUTS`."""
+
+    layout: str
+
+    @property
+    def merged(self) -> bool:
+        return self.layout == "merged"
+
+
+def open_base(path: Path) -> BaseBundle:
+    """Open a BaseBundle.
+
+    Raises:
+        InputError: nothing is there. ArtifactError: it is damaged or contradicts itself.
+        UnsupportedError: it is for another backend, or of a family that the runtime does not have.
+    """
+    artifact = open_artifact(path, "BaseBundle")
+    layout = _read(artifact.file("layout.json"))
+    if layout.get("backend") != BACKEND:
+        raise UnsupportedError(
+            f"{path / 'layout.json'}: backend is {layout.get('backend')!r}; this engine runs {BACKEND}"
+        )
+    config = _config(artifact)
+    said = (layout.get("context_length"), layout.get("vocab_size"))
+    if said != (config.context_length, config.vocab_size):
+        raise ArtifactError(
+            f"{path}: layout.json says context and vocabulary {said}, {CONFIG} says "
+            f"{(config.context_length, config.vocab_size)}; export the base again"
+        )
+    shards = read_shards(artifact.file(FILE))
+    if problems := [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)]:
+        raise _refusal(ArtifactError, path, problems)
+    return BaseBundle(artifact, config, shards, [])
+
+
+def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle:
+    """Open an AdapterBundle and check that it fits `base`; a merged one needs no base.
+
+    Raises:
+        InputError: nothing is there, or a base is needed and none is given.
+        ArtifactError: it is damaged or contradicts itself.
+        MismatchError: it was made for another base, or its tensors do not fit this one.
+    """
+    artifact = open_artifact(path, "AdapterBundle")
+    raw = _read(artifact.file("adapter.json"))
+    layout = raw.get("layout")
+    if layout not in LAYOUTS:
+        raise ArtifactError(
+            f"{path / 'adapter.json'}: layout is {layout!r}, expected {', '.join(LAYOUTS)}"
+        )
+    if layout == "merged":
+        _check_base_model(artifact, base)
+        return _open_merged(artifact)
+    if base is None:
+        raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
+    _check_base(artifact, raw, base)
+    return _open_beside(artifact, layout, base)
+
+
+def _open_merged(artifact: Artifact) -> AdapterBundle:
+    config, shards = _config(artifact), read_shards(artifact.file(FILE))
+    if problems := [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)]:
+        raise _refusal(ArtifactError, artifact.path, problems)
+    return AdapterBundle(artifact, config, shards, [], "merged")
+
+
+def _open_beside(artifact: Artifact, layout: str, base: BaseBundle) -> AdapterBundle:
+    """An adapter whose cache names the base's shards beside its own."""
+    theirs = {shard.dataPath: shard for shard in base.own}
+    shards = read_shards(artifact.file(FILE))
+    shared = [shard for shard in shards if shard.dataPath in theirs]
+    own = [shard for shard in shards if shard.dataPath not in theirs]
+    bundle = AdapterBundle(artifact, base.config, own, shared, layout)
+    if problems := _shard_problems(artifact, own):
+        raise _refusal(ArtifactError, artifact.path, problems)
+    problems = [
+        f"{shard.dataPath} is not as in the base"
+        for shard in shared
+        if shard != theirs[shard.dataPath]
+    ]
+    problems += _layout_problems(bundle, base)
+    problems += _parameter_problems(base.config, shards)
+    if problems:
+        raise _refusal(MismatchError, artifact.path, problems)
+    return bundle
+
+
+def _layout_problems(bundle: AdapterBundle, base: BaseBundle) -> list[str]:
+    if bundle.layout == "delta-shards" and bundle.ranks:
+        return ["its layout is delta-shards, but it holds A and B of an adapter"]
+    missing = [shard.dataPath for shard in base.own if shard not in bundle.shared]
+    if bundle.layout == "lora-parameters" and missing:
+        return [f"its layout is lora-parameters, but it does not name the base's {_some(missing)}"]
+    return []
+
+
+def _shard_problems(artifact: Artifact, shards: Sequence[Shard]) -> list[str]:
+    """Each shard is a file of the artifact, as long as the cache says."""
+    files = artifact.manifest.files
+    problems: list[str] = []
+    for shard in shards:
+        if shard.dataPath not in files:
+            problems.append(f"{FILE} names {shard.dataPath}, which is not in the bundle")
+        elif files[shard.dataPath].size_bytes != shard.nbytes:
+            problems.append(
+                f"{shard.dataPath} has {files[shard.dataPath].size_bytes} bytes, {FILE} says "
+                f"{shard.nbytes}"
+            )
+    return problems
+
+
+def _parameter_problems(config: ModelConfig, shards: Sequence[Shard]) -> list[str]:
+    """The tensors are exactly what the library takes, by name, shape and dtype."""
+    records = {record.name: record for record in _records(shards)}
+    wanted = {each.name: each for each in parameters(config, _ranks(records.values()))}
+    problems: list[str] = []
+    if missing := sorted(wanted.keys() - records.keys()):
+        problems.append(f"parameters are missing: {_some(missing)}")
+    if extra := sorted(records.keys() - wanted.keys()):
+        problems.append(f"parameters that the model does not have: {_some(extra)}")
+    for name in sorted(wanted.keys() & records.keys()):
+        asked = (list(wanted[name].shape), _stored_dtype(config, wanted[name]))
+        found = (records[name].shape, records[name].dtype)
+        if asked != found:
+            problems.append(f"{name} is {found[1]} {found[0]}, expected {asked[1]} {asked[0]}")
+    return problems
+
+
+def _stored_dtype(config: ModelConfig, parameter: Parameter) -> str:
+    return parameter.dtype if parameter.dtype == "uint32" else config.stored_dtype
+
+
+def _ranks(records: Iterable[Record]) -> dict[str, int]:
+    return {
+        record.name.removesuffix(_LORA_A): record.shape[0]
+        for record in records
+        if record.name.endswith(_LORA_A)
+    }
+
+
+def _records(shards: Sequence[Shard]) -> list[Record]:
+    return [record for shard in shards for record in shard.records]
+
+
+def _config(artifact: Artifact) -> ModelConfig:
+    source = artifact.file(CONFIG)
+    try:
+        return parse_config(_json(source))
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{source}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{source}: malformed config ({error!r})") from None
+
+
+def _read(source: Path) -> Mapping[str, Any]:
+    raw = _json(source)
+    if raw.get("format", FORMAT) != FORMAT:
+        raise ArtifactError(f"{source}: not of format {FORMAT}, the only one that this build reads")
+    return raw
+
+
+def _json(source: Path) -> Mapping[str, Any]:
+    try:
+        raw = read_json(source)
+    except InputError as error:
+        raise ArtifactError(str(error)) from None
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{source}: expected a JSON object")
+    return raw
+
+
+def _check_base(artifact: Artifact, raw: Mapping[str, Any], base: BaseBundle) -> None:
+    wanted = {str(artifact.manifest.parents.get("base_bundle")), str(raw.get("base_bundle"))}
+    if wanted != {base.artifact.id}:
+        raise MismatchError(
+            f"{artifact.path}: this adapter was made for the base bundle "
+            f"{' and '.join(sorted(wanted))}, but {base.artifact.path} is {base.artifact.id}; "
+            "export the adapter for this base"
+        )
+
+
+def _check_base_model(artifact: Artifact, base: BaseBundle | None) -> None:
+    """A merged bundle needs no base, but one that is given must be of the same model."""
+    mine = artifact.manifest.parents.get("base_model")
+    theirs = base.artifact.manifest.parents.get("base_model") if base else mine
+    if mine != theirs:
+        raise MismatchError(
+            f"{artifact.path}: this bundle was merged into the base model {mine}, but the base "
+            f"bundle that is given is of {theirs}"
+        )
+
+
+def _refusal(
+    error: type[ArtifactError] | type[MismatchError], path: Path, problems: list[str]
+) -> ArtifactError | MismatchError:
+    return error(f"{path}: {'; '.join(problems[:_SHOWN])}; export it again")
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
