@@ -147,7 +147,8 @@ def _open_beside(artifact: Artifact, layout: str, base: BaseBundle) -> AdapterBu
     bundle = AdapterBundle(artifact, base.config, own, shared, layout)
     if problems := _shard_problems(artifact, own):
         raise _refusal(ArtifactError, artifact.path, problems)
-    problems = [
+    problems = _config_problems(artifact, base)
+    problems += [
         f"{shard.dataPath} is not as in the base"
         for shard in shared
         if shard != theirs[shard.dataPath]
@@ -157,6 +158,20 @@ def _open_beside(artifact: Artifact, layout: str, base: BaseBundle) -> AdapterBu
     if problems:
         raise _refusal(MismatchError, artifact.path, problems)
     return bundle
+
+
+def _config_problems(artifact: Artifact, base: BaseBundle) -> list[str]:
+    """A phone reads the adapter's own config: the base's, but for what is said of the adapter."""
+    mine, theirs = _json(artifact.file(CONFIG)), _json(base.artifact.file(CONFIG))
+    differ = {key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key)}
+    differ -= {"model_type", "model_config"}
+    inner = (dict(mine.get("model_config", {})), dict(theirs["model_config"]))
+    inner[0].pop("lora_ranks", None)
+    if inner[0] != inner[1]:
+        differ.add("model_config")
+    if mine.get("model_type") not in (base.config.family, f"{base.config.family}_lora"):
+        differ.add("model_type")
+    return [f"its {CONFIG} has another {key} than the base's" for key in sorted(differ)]
 
 
 def _layout_problems(bundle: AdapterBundle, base: BaseBundle) -> list[str]:

@@ -5,6 +5,7 @@ In: a library and its weights. Out: logits as numpy. The only module that calls 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ from mobile_runtime.mlc.config import ModelConfig
 from mobile_runtime.mlc.model import PAGE, Parameter
 from protos.errors import InputError
 
-_BIG_CORES = 1
+_SHARE_ALL_CORES = -3
+"""Threads may run on any core. TVM's other ways pin this very thread to one, for good."""
 _SEQUENCE = 0
 """The cache could hold several conversations; an engine has one."""
 
@@ -69,14 +71,17 @@ class Machine:
 
 
 def set_threads(threads: int) -> None:
-    """Size TVM's one pool of threads.
+    """Size TVM's one pool of threads, which all engines of the process share.
 
     Raises:
         InputError: below 1.
     """
     if threads < 1:
         raise InputError(f"threads is {threads}, expected at least 1")
-    tvm.get_global_func("runtime.config_threadpool")(_BIG_CORES, threads)
+    usable = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = sorted(usable(0)) if usable else range(os.cpu_count() or 1)
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    configure(_SHARE_ALL_CORES, threads, [str(core) for core in cores])
 
 
 def _state(name: str) -> Any:

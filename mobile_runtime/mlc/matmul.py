@@ -123,7 +123,7 @@ def _vector_float(rows: int, columns: int, dtype: str) -> Any:
         y: T.Buffer((1, 1, rows), dtype),
     ):
         T.func_attr({"tirx.noalias": True, "op_pattern": _OPAQUE})
-        for j in range(rows):
+        for j in T.parallel(rows):
             with T.sblock("row"):
                 total = T.sblock_alloc_buffer((1,), dtype, scope="local")
                 total[0] = 0.0
@@ -153,7 +153,7 @@ def _vector_q4(rows: int, columns: int, dtype: str) -> Any:
                 whole[k] = x[0, 0, k]
             for k in range(groups * GROUP - columns):
                 whole[columns + k] = 0.0
-            for jo in range(T.ceildiv(rows, tile)):
+            for jo in T.parallel(T.ceildiv(rows, tile)):
                 with T.sblock("rows"):
                     sums = T.sblock_alloc_buffer((tile, WORD), dtype, scope="local")
                     group = T.sblock_alloc_buffer((tile, WORD), dtype, scope="local")
@@ -197,7 +197,7 @@ def _matrix_float(rows: int, columns: int, dtype: str, lanes: int, tile: int) ->
         n = T.int64()
         x = T.match_buffer(var_x, (1, n, columns), dtype)
         y = T.match_buffer(var_y, (1, n, rows), dtype)
-        for p in range(T.ceildiv(rows, _PANEL)):
+        for p in T.parallel(T.ceildiv(rows, _PANEL)):
             with T.sblock("panel"):
                 panel = T.sblock_alloc_buffer((_PANEL, _padded(columns)), dtype)
                 for c in range(_PANEL):
@@ -225,7 +225,7 @@ def _matrix_q4(rows: int, columns: int, dtype: str, lanes: int, tile: int) -> An
         n = T.int64()
         x = T.match_buffer(var_x, (1, n, columns), dtype)
         y = T.match_buffer(var_y, (1, n, rows), dtype)
-        for p in range(T.ceildiv(rows, _PANEL)):
+        for p in T.parallel(T.ceildiv(rows, _PANEL)):
             with T.sblock("panel"):
                 panel = T.sblock_alloc_buffer((_PANEL, _padded(columns)), dtype)
                 for c in range(_PANEL):

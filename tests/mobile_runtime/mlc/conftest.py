@@ -257,9 +257,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Llama 3's rotation, grouped heads, a head of its own, in float32, A and B as parameters."""
     rope = {"rope_theta": 500.0, **ROPE_LLAMA3}
-    return make_world(
-        tmp_path_factory.mktemp("llama"), "llama", "q0f32", rope_parameters=rope
-    )
+    return make_world(tmp_path_factory.mktemp("llama"), "llama", "q0f32", rope_parameters=rope)
 
 
 @pytest.fixture(scope="session")
