@@ -39,7 +39,7 @@ class Weight:
 
     rows: int
     columns: int
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[Any, ...]
 
     @property
     def quantized(self) -> bool:
@@ -52,18 +52,29 @@ def vector_lanes(target: Target) -> int:
 
 
 def multiply(x: Tensor, weight: Weight, target: Target) -> Tensor:
-    """y [1, n, N] = x [1, n, K] W^T."""
+    """The product y [1, n, N] of x [1, n, K]."""
     if target.kind.name != "llvm":
         return plain(x, weight)
-    _, n, _ = x.shape
-    kernel = _vector if isinstance(n, int) and n == 1 else _matrix
-    kind = "q4" if weight.quantized else "float"
+    n = x.shape[1]
+    one = isinstance(n, int) and n == 1
+    name = f"{'vector' if one else 'matrix'}_{'q4' if weight.quantized else 'float'}"
     return op.tensor_ir_op(
-        kernel(weight, x.dtype, vector_lanes(target)),
-        f"{kernel.__name__.strip('_')}_{kind}_{weight.rows}x{weight.columns}",
+        kernel_for(weight, x.dtype, target, one),
+        f"{name}_{weight.rows}x{weight.columns}",
         [x, *weight.tensors],
         Tensor.placeholder((1, n, weight.rows), x.dtype),
     )
+
+
+def kernel_for(weight: Weight, dtype: str, target: Target, one: bool) -> Any:
+    """The kernel of this shape for one row of x, or for any number."""
+    shape = (weight.rows, weight.columns, dtype)
+    if one:
+        return _vector_q4(*shape) if weight.quantized else _vector_float(*shape)
+    lanes = vector_lanes(target)
+    tile = 3 if lanes == 8 else 4  # AVX2 has 16 registers, the others 32
+    make = _matrix_q4 if weight.quantized else _matrix_float
+    return make(*shape, lanes, tile)
 
 
 def plain(x: Tensor, weight: Weight) -> Tensor:
@@ -98,18 +109,6 @@ def unpacked(word: Any, place: Any, dtype: str) -> Any:
 def _padded(columns: int) -> int:
     """Whole groups, which are whole vectors too."""
     return -(-columns // GROUP) * GROUP
-
-
-def _vector(weight: Weight, dtype: str, lanes: int) -> Any:
-    if weight.quantized:
-        return _vector_q4(weight.rows, weight.columns, dtype)
-    return _vector_float(weight.rows, weight.columns, dtype)
-
-
-def _matrix(weight: Weight, dtype: str, lanes: int) -> Any:
-    tile = 3 if lanes == 8 else 4  # AVX2 has 16 registers, the others 32
-    make = _matrix_q4 if weight.quantized else _matrix_float
-    return make(weight.rows, weight.columns, dtype, lanes, tile)
 
 
 @functools.cache  # one kernel of each shape, however many layers have it
