@@ -117,7 +117,7 @@ def open_engine(
 
     Args:
         threads: for the whole process, see `default_threads`.
-        cache_dir: where joined data files or compiled libraries are kept; each engine has a default.
+        cache_dir: where joined data files or compiled libraries are kept, if not in the default.
 
     Raises:
         InputError: neither is given, a path holds nothing, or the engine is not installed.

@@ -92,7 +92,8 @@ def open_base(path: Path) -> BaseBundle:
     layout = _read(artifact.file("layout.json"))
     if layout.get("backend") != BACKEND:
         raise UnsupportedError(
-            f"{path / 'layout.json'}: backend is {layout.get('backend')!r}; this engine runs {BACKEND}"
+            f"{path / 'layout.json'}: backend is {layout.get('backend')!r}; this engine runs "
+            f"{BACKEND}"
         )
     config = _config(artifact)
     said = (layout.get("context_length"), layout.get("vocab_size"))

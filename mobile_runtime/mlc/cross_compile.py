@@ -1,8 +1,8 @@
 """A check of code generation: can this model be compiled for phones and browsers at all?
 
-In: a `ModelConfig`. Out: for each platform a `.tar` of objects as MLC's packaging links them into an
-app, and what their headers and symbols say. These libraries are not for production: a library and
-the runtime that loads it must be of one build of MLC, so real ones come from `mlc_llm compile`.
+In: a `ModelConfig`. Out: for each platform a `.tar` of objects as MLC's packaging links them into
+an app, and what their headers and symbols say. These libraries are not for production: a library
+and the runtime that loads it must be of one build of MLC, so real ones come from `mlc_llm compile`.
 
 `python -m mobile_runtime.mlc.cross_compile BUNDLE` prints the table for a base bundle.
 """
@@ -13,7 +13,7 @@ import argparse
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,12 @@ def symbol(config: ModelConfig) -> str:
 
 
 def cross_compile(config: ModelConfig, ranks: LoraRanks, platform: Platform, out: Path) -> Outcome:
-    """Write `out`, a `.tar`, and look into it; a compiler that refuses is a problem, not an error."""
+    """Write `out`, a `.tar`, and look into it; that a compiler refuses is a finding."""
     started = time.perf_counter()
     try:
         executable = build(config, ranks, platform.target, system_prefix=_prefix(config))
         executable.export_library(str(out), fcompile=tar.tar)
-    except Exception as error:  # noqa: BLE001 - whatever TVM raises is the finding
+    except Exception as error:  # whatever TVM raises is the finding
         seconds = time.perf_counter() - started
         return Outcome(platform.name, "", 0, seconds, _first_line(error))
     seconds = time.perf_counter() - started

@@ -42,7 +42,8 @@ class Machine:
     """A library that runs, with its own cache; weights are given by name and can be exchanged."""
 
     def __init__(self, library: Any, config: ModelConfig, parameters: Sequence[Parameter]) -> None:
-        self._functions: Any = relax.VirtualMachine(library, tvm.cpu())
+        cpu: Any = tvm.cpu()
+        self._functions: Any = relax.VirtualMachine(library, cpu)
         self._names = [parameter.name for parameter in parameters]
         sizes = (1, config.context_length, config.chunk, PAGE, 0)
         self._cache: Any = self._functions["create_paged_kv_cache"](*(_shape(n) for n in sizes))
@@ -89,4 +90,4 @@ def _state(name: str) -> Any:
 
 
 def _shape(size: int) -> ShapeTuple:
-    return ShapeTuple([size])
+    return ShapeTuple((size,))

@@ -1,4 +1,6 @@
-# pyright: basic
+# pyright: basic, reportArgumentType=false, reportAssignmentType=false
+# pyright: reportAttributeAccessIssue=false, reportReturnType=false
+# TVM's annotations say less than its functions take, and its tensors tell a type checker little.
 """The decoder: Llama, Qwen2 and Qwen3 as MLC builds them, on the paged KV cache.
 
 In: a `ModelConfig`, and which projections an adapter adds to. Out: TVM's intermediate form of the
@@ -99,7 +101,7 @@ class _Matrix(nn.Module):
         return (self.weight,)
 
     def multiply(self, x: Tensor) -> Tensor:
-        """x W^T."""
+        """The product x W^T."""
         return multiply(x, Weight(*self._shape, self._stored()), self._build.target)
 
     def take(self, ids: Tensor) -> Tensor:

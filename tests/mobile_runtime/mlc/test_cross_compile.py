@@ -33,13 +33,10 @@ def test_opencl_kernels_are_built_by_a_compiler_of_opencl(delta, tmp_path, monke
     """Oclgrind compiles OpenCL C 1.2 on any processor, as a phone's driver would."""
     opencl = pytest.importorskip("pyopencl", reason="pyopencl and oclgrind are in the dev extra")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    device = next(
-        device
-        for platform in opencl.get_platforms()
-        if "Oclgrind" in platform.name
-        for device in platform.get_devices()
-    )
-    context = opencl.Context([device])
+    simulators = [each for each in opencl.get_platforms() if "Oclgrind" in each.name]
+    if not simulators:
+        pytest.skip("oclgrind has wheels for Linux on x86-64 only")
+    context = opencl.Context(simulators[0].get_devices())
     android = next(platform for platform in PLATFORMS if platform.name == "Android OpenCL")
     (source,) = device_sources(open_base(delta.base).config, {}, android)
     kernels = opencl.Program(context, source).build(cache_dir=False).all_kernels()

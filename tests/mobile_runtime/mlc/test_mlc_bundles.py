@@ -85,7 +85,7 @@ BASES: dict[str, tuple[Mutate, type[Exception], str]] = {
         model(num_hidden_layers=3), ArtifactError, r"missing: model\.layers\.2.* and 2 more",
     ),
     "name": (
-        cache(lambda s: last(s).update(name="x")), ArtifactError, "missing: model.*does not have: x",
+        cache(lambda s: last(s).update(name="x")), ArtifactError, "missing: model.*not have: x",
     ),
     "shape": (
         cache(lambda s: turned(s[0]["records"][0])), ArtifactError, "float32 .64, 131., expected",
