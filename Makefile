@@ -3,6 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 OUT ?= build/demo
+X86_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BUF := npx --yes @bufbuild/buf@1.75.0
 
 .PHONY: help setup demo test check api floor bench docs format lock clean
@@ -62,7 +63,7 @@ lock: ## resolve requirements.lock anew from pyproject.toml
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet 'torch==2.13.0'
 	build/lock/bin/python -m pip install --quiet --editable '.[dev]'
-	build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude-editable --exclude pip | sed "s/+cpu$$//; /^oclgrind/s/$$/ ; $(X86_LINUX)/" > requirements.lock
 
 clean: ## remove the environment and everything built
 	rm -rf $(VENV) build *.egg-info

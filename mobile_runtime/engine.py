@@ -136,6 +136,11 @@ def open_engine(
     return ExecuTorchEngine(base, adapter, threads, cache_dir)
 
 
+def engine_name(base: Path | None, adapter: Path | None) -> str:
+    """Which engine `open_engine` takes for these bundles."""
+    return "mlc-tvm" if _is_mlc(base or adapter) else "executorch-xnnpack"
+
+
 def _is_mlc(bundle: Path | None) -> bool:
     return bundle is not None and (bundle / TENSOR_CACHE).is_file()
 

@@ -17,7 +17,7 @@ import numpy as np
 from mobile_runtime import gates as gate
 from mobile_runtime.bundles import layout_of
 from mobile_runtime.compare import Comparison, Effect, compare, effect
-from mobile_runtime.engine import Engine, default_threads, open_engine
+from mobile_runtime.engine import Engine, default_threads, engine_name, open_engine
 from mobile_runtime.prompt import open_prompt
 from mobile_runtime.replay import Replay, holds_context, replay
 from mobile_runtime.report import Measured, ParityResult, read_report, write_report
@@ -26,8 +26,6 @@ from protos.artifacts import Artifact, finished, open_artifact, tool_versions
 from protos.errors import ArtifactError, GateError, InputError
 from protos.golden import JSON_FILE, Golden, Rung, read_golden
 from protos.progress import Progress, silent
-
-ENGINE = "executorch-xnnpack"
 
 
 def parity(
@@ -45,7 +43,8 @@ def parity(
         A failing gate is no exception here; see `require`.
     """
     threads = threads or default_threads()
-    parents, config = _parents(base, adapter), {"engine": ENGINE, "threads": threads}
+    config = {"engine": engine_name(base, adapter), "threads": threads}
+    parents = _parents(base, adapter)
     if report := finished(out, "ParityReport", parents, config):
         return report, read_report(report)
     result = measure_parity(base, adapter, threads, progress, cache_dir)

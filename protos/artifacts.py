@@ -34,7 +34,8 @@ MANIFEST = "manifest.json"
 KINDS = ("Profile", "Dataset", "Adapter", "BaseBundle", "AdapterBundle", "ParityReport")
 _INSTALL_ATTEMPTS = 5
 _RECORDED_TOOLS = (
-    "pocketune", "torch", "transformers", "peft", "torchao", "executorch", "tokenizers",
+    "pocketune", "torch", "transformers", "peft", "torchao", "executorch", "apache-tvm",
+    "tokenizers",
 )  # fmt: skip
 
 
