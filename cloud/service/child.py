@@ -55,16 +55,19 @@ def run(
         PocketuneError, OSError: as the function raised them.
     """
     ours, theirs = multiprocessing.Pipe()
+    begun = False
     with ours:
         with theirs:
             _nursery.bear(theirs)
         try:
-            _hand_over(ours, (function, arguments, threads))
             while is_wanted():
                 if not ours.poll(_POLL_S):
                     continue
                 kind, *rest = _receive(ours)
-                if kind == "progress":
+                if kind == "ready":
+                    begun = True
+                    _hand_over(ours, (function, arguments, threads))
+                elif kind == "progress":
                     progress(*rest)
                 elif kind == "error":
                     raise rest[0]
@@ -72,7 +75,8 @@ def run(
                     return rest[0]
             return None
         finally:
-            _end(ours)
+            if begun:
+                _end(ours)
 
 
 def load_ahead(libraries: Sequence[str]) -> None:

@@ -55,10 +55,11 @@ class Nursery:
         self._control: socket.socket | None = None
 
     def bear(self, pipe: Connection) -> None:
-        """Begin a child that reads one message from `pipe` and calls `work(pipe, message)`.
+        """Have a child begun that reads one message from `pipe` and calls `work(pipe, message)`.
 
-        Returns at once. Whoever holds the other end is told by `("died", how)`, or by its end, if
-        the child ends early; what is written to it after the first message kills the child.
+        Returns at once. Whoever holds the other end is told `("ready",)` when it is time for that
+        message, and `("died", how)` if the child ends early; what they write after the message, or
+        that they close their end, kills the child.
         """
         with self._lock:
             if self._control is not None:
@@ -112,6 +113,7 @@ def _guard(pipe: Connection, work: Work) -> NoReturn:
     """Between nursery and child: sees that either ends when it has to."""
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        pipe.send(("ready",))
         message = pipe.recv_bytes()
         child = os.fork()
         if child == 0:

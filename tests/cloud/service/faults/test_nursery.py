@@ -110,12 +110,32 @@ def test_a_child_that_is_not_wanted_is_gone_when_run_returns(tmp_path: Path):
     until(lambda: not alive(pids["guard"]))
 
 
+def killed_nursery() -> int:
+    """Its pid; it is gone."""
+    pid = run(family)["nursery"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not alive(pid))
+    return pid
+
+
 def test_a_killed_nursery_is_begun_again():
-    first = run(family)["nursery"]
-    os.kill(first, signal.SIGKILL)
-    until(lambda: not alive(first))
-    second = run(family)["nursery"]
-    assert second != first
+    assert killed_nursery() != run(family)["nursery"]
+
+
+def test_nobody_waits_for_libraries_to_load_for_a_step_that_is_not_wanted(tmp_path: Path):
+    said = tmp_path / "pids"
+    child.load_ahead(("torch", "transformers.models.auto.modeling_auto"))
+    killed_nursery()
+    started = time.monotonic()
+    wanted = iter([True, True])  # asked five times a second, and then no more
+    answer = child.run(
+        hold_the_interpreter, (str(said),), 1, lambda *_: None, lambda: next(wanted, False)
+    )
+    given_up = time.monotonic() - started
+    assert answer is None
+    run(family)  # this one waits until all is loaded
+    assert given_up < (time.monotonic() - started) / 2
+    assert not said.exists()
 
 
 WORKER = """
