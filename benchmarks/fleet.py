@@ -137,6 +137,8 @@ class Fleet:
         return {
             **os.environ, **ours, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary),
             "OMP_NUM_THREADS": "1", "FLEET": self.tag,
+            # A cache of torch's with a fixed name, one for each host: no file that a kill leaves.
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "cache"),
         }  # fmt: skip
 
     def kill(self, name: str) -> None:
