@@ -48,9 +48,10 @@ api: setup ## lint the API, compare it with the last tag's and with the generate
 floor: setup ## the generated code with the oldest protobuf and gRPC that are allowed
 	$(BIN)/python -m protos.floor build/floor
 
-bench: setup ## how fast the service is, some 5 minutes (export_adapter.py takes 30: by hand)
+bench: setup ## the service, and MLC's runtime: some 8 minutes (export_adapter.py takes 30: by hand)
 	mkdir -p build
 	$(BIN)/python benchmarks/service.py --out build/service.json
+	$(BIN)/python benchmarks/mlc.py --out build/mlc.json
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

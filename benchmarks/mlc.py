@@ -5,7 +5,7 @@ SmolLM-135M, writes it as MLC's directory, compiles its library, and reads the s
 both, one thread each, by turns. It stops if the answers differ: Hugging Face holds the weights that
 stand in the directory. A ratio above 1 says that the runtime is faster; it is the median over the
 pairs of turns, so that a busy machine slows both. `compile_cpu_seconds` are those of this process
-and of the linker. Takes some two minutes.
+and of the linker. At the end it packages a user's adapter in both modes. Takes some three minutes.
 """
 
 from __future__ import annotations
@@ -113,6 +113,39 @@ def measure(work: Path, quantization: str, prompts: int, tokens: int) -> dict[st
     }
 
 
+def ship(work: Path) -> dict[str, Any]:
+    """What a second user of the same base costs: an adapter on q and v, r = 8, in both modes.
+
+    Run twice each, since the first run of a process pays for what it loads; the shares are of all
+    shards that the user's directory needs.
+    """
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from export.adapter import export_adapter
+    from export.base import export_base
+
+    model: Any = AutoModelForCausalLM.from_pretrained(work / "model")
+    targets = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, targets).save_pretrained(str(work / "adapter"))
+    base = export_base(str(work / "model"), work / "shipped", "mlc-q4f16_1", context_length=CONTEXT)
+    figures: dict[str, Any] = {}
+    for mode in ("lora-parameters", "merged"):
+        for turn in ("first", "second"):
+            started = time.perf_counter()
+            user = export_adapter(
+                work / "adapter", base.path, work / f"{mode}-{turn}", base=str(work / "model"),
+                mode=mode, goldens=False, trust_base=True, threads=1,
+            )  # fmt: skip
+            seconds = time.perf_counter() - started
+            measured = user.manifest.measured
+            mine, shared = measured["user_shard_bytes"], measured["shared_shard_bytes"]
+            figures[f"{mode}_{turn}_user_seconds"] = round(seconds, 2)
+            figures[f"{mode}_user_bytes"] = mine
+            figures[f"{mode}_share"] = round(mine / (mine + shared), 4)
+    return figures
+
+
 def _turn(
     seconds: list[tuple[float, float]],
     ours: Callable[[Any], np.ndarray],
@@ -150,6 +183,7 @@ def main() -> None:
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as work:
         figures = measure(Path(work), given.quantization, given.prompts, given.tokens)
+        figures |= ship(Path(work))
     result = {
         "benchmark": "mlc",
         "figures": figures,
