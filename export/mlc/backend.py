@@ -15,7 +15,7 @@ depend on the weights, and an app takes it from MLC's own tools (docs/mlc.md).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from export.mlc.chat_config import check_mlc, read_chat_config, with_lora, write
 from export.mlc.lora import lora_layout, lora_parameters, ranks
 from export.mlc.parameters import (
     GROUPS,
+    Array,
     Parameter,
     State,
     check_state,
@@ -47,7 +48,14 @@ from protos.errors import UnsupportedError
 from protos.golden import Golden
 from protos.progress import Progress
 from protos.tensor_cache import FILE as TENSOR_CACHE
-from protos.tensor_cache import Shard, read_shards, write_shards, write_tensor_cache
+from protos.tensor_cache import (
+    Shard,
+    read_shard,
+    read_shards,
+    read_tensor_cache,
+    write_shards,
+    write_tensor_cache,
+)
 
 LAYOUT_FILE = "layout.json"
 ADAPTER_FILE = "adapter.json"
@@ -91,7 +99,9 @@ def write_merged(target: Target, model: nn.Module, progress: Progress) -> Writte
     write_json(target.directory / ADAPTER_FILE, {"format": FORMAT, "layout": "merged"})
     before = load_model(target.base, torch.float32).state_dict()
     changed = [p for p in parameters(target.base) if _differs(p, before, state)]
-    measured, warnings = _delta(changed, before, state, target.recipe)
+    stored = dict(encoded(changed, before, target.recipe))
+    written = read_tensor_cache(target.directory / TENSOR_CACHE, [target.directory])
+    measured, warnings = _delta(changed, before, state, stored, written, target.recipe)
     return Written(_wire(shards), measured, warnings)
 
 
@@ -170,11 +180,14 @@ def _write_delta(
     chosen = [p for p in parameters(base) if p.group in groups]
     user = write_shards(directory, f"{_SHARD}_user", encoded(chosen, after, recipe))
     names = {record.name for shard in user for record in shard.records}
-    shared = [s for s in read_shards(bundle.file(TENSOR_CACHE)) if s.records[0].name not in names]
+    theirs = read_shards(bundle.file(TENSOR_CACHE))
+    replaced = [shard for shard in theirs if shard.records[0].name in names]
+    shared = [shard for shard in theirs if shard not in replaced]
     write_tensor_cache(directory, [*shared, *user])
     write_json(directory / CHAT_CONFIG, read_chat_config(bundle.path))
     _describe(directory, bundle, "delta-shards", None)
-    measured, warnings = _delta(changed, before, after, recipe)
+    stored, stored_now = _read(replaced, bundle.path), _read(user, directory)
+    measured, warnings = _delta(changed, before, after, stored, stored_now, recipe)
     written = Written(_wire(user), {**_shares(shared, user), **measured}, warnings)
     return written, functools.partial(_merged_golden, source.path)
 
@@ -187,8 +200,17 @@ def _differs(parameter: Parameter, before: State, after: State) -> bool:
     return any(not torch.equal(before[part], after[part]) for part in parameter.parts)
 
 
+def _read(shards: Sequence[Shard], directory: Path) -> dict[str, Array]:
+    return {name: a for shard in shards for name, a in read_shard(shard, [directory]).items()}
+
+
 def _delta(
-    changed: Sequence[Parameter], before: State, after: State, recipe: Recipe
+    changed: Sequence[Parameter],
+    before: State,
+    after: State,
+    stored_before: Mapping[str, Array],
+    stored_after: Mapping[str, Array],
+    recipe: Recipe,
 ) -> tuple[dict[str, float], list[str]]:
     """What is left of the adapter once the merged weights are stored.
 
@@ -197,12 +219,12 @@ def _delta(
     """
     dot = true_square = stored_square = 0.0
     for parameter in (p for p in changed if p.is_matrix):
-        old, new = stacked(parameter, before), stacked(parameter, after)
-        true = new - old
-        stored = decoded(new, recipe) - decoded(old, recipe)
-        dot += float((true * stored).sum(dtype=np.float64))
-        true_square += float((true**2).sum(dtype=np.float64))
-        stored_square += float((stored**2).sum(dtype=np.float64))
+        true = stacked(parameter, after) - stacked(parameter, before)
+        stored = decoded(parameter, stored_after, true.shape[1])
+        stored -= decoded(parameter, stored_before, true.shape[1])
+        dot += float(np.vdot(true, stored))
+        true_square += float(np.vdot(true, true))
+        stored_square += float(np.vdot(stored, stored))
     if not true_square or not stored_square:
         return {"delta_cosine": 0.0, "delta_norm_ratio": 0.0}, ["the adapter changes no weight"]
     cosine = dot / np.sqrt(true_square * stored_square)

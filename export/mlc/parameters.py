@@ -152,13 +152,15 @@ def stacked(parameter: Parameter, state: State) -> NDArray[np.float32]:
     return np.concatenate([state[part].detach().float().numpy() for part in parameter.parts])
 
 
-def decoded(weight: NDArray[np.float32], recipe: Recipe) -> NDArray[np.float32]:
-    """A matrix as a device sees it that computes in float32: stored by the recipe, read back."""
-    dtype = model_dtype(recipe)
-    if not is_quantized(recipe):
-        return weight.astype(dtype).astype(np.float32)
-    words, scales = group_quantization.quantize(weight, dtype)
-    return group_quantization.dequantize(words, scales, weight.shape[1])
+def decoded(
+    parameter: Parameter, tensors: Mapping[str, Array], columns: int
+) -> NDArray[np.float32]:
+    """A matrix [N, columns] as a device sees it that computes in float32, from what is stored."""
+    stem = parameter.name.removesuffix("weight")
+    if f"{stem}q_weight" not in tensors:
+        return tensors[parameter.name].astype(np.float32)
+    words, scales = tensors[f"{stem}q_weight"], tensors[f"{stem}q_scale"]
+    return group_quantization.dequantize(words, scales, columns)
 
 
 def mlc_name(recipe: Recipe) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from export.mlc.parameters import decoded, is_quantized, model_dtype
+from export.mlc.parameters import is_quantized, model_dtype
 from export.recipes import Recipe
+from protos.group_quantization import dequantize
+from protos.group_quantization import quantize as quantize_groups
 
 
 def quantize(model: nn.Module, recipe: Recipe) -> None:
@@ -21,6 +23,7 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
         for parameter in model.parameters():
             array = parameter.numpy()
             if is_quantized(recipe) and id(parameter) in matrices:
-                parameter.copy_(torch.from_numpy(decoded(array, recipe)))
+                words, scales = quantize_groups(array, dtype)
+                parameter.copy_(torch.from_numpy(dequantize(words, scales, array.shape[1])))
             else:
                 parameter.copy_(torch.from_numpy(array.astype(dtype).astype("float32")))
