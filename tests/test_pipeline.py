@@ -5,6 +5,7 @@ then does to the result what a person might: another user's adapter, the wrong b
 """
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -102,6 +103,16 @@ def test_a_rating_user_gets_a_sound_package_too(work: Path) -> None:
     assert gates["lowering_max_abs.on"]["value"] <= 1e-4
     assert gates["lowering_top1.on"]["value"] == 1.0
     assert result["held_out"]["score"] == "minus MAE"
+
+
+def test_the_same_adapter_helps_as_much_on_mlc(made, work: Path) -> None:
+    """The other backend: TVM answers from MLC's directories, with weights in four bits."""
+    task, first, _ = made
+    shutil.copytree(work / task / "one", work / task / "mlc")
+    result = personalize(task, users(task)[0], work / task / "mlc", work, "mlc-q4f16_1")
+    assert result["artifacts"]["adapter"]["id"] == first["artifacts"]["adapter"]["id"]
+    assert result["parity"]["passed"]
+    assert result["held_out"]["gain_low"] > 0
 
 
 def test_the_same_again_skips_every_stage(made, work: Path) -> None:
