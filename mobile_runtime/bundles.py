@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mobile_runtime.binding import check_base, check_base_model, read_object, refuse
 from mobile_runtime.fit import (
     fit_problems,
     foundation_problems,
@@ -19,11 +20,9 @@ from mobile_runtime.fit import (
     tensor_problems,
 )
 from mobile_runtime.ptd import Tensor, read_ptd, read_ptd16
-from protos.artifacts import Artifact, open_artifact, read_json
+from protos.artifacts import Artifact, open_artifact
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
 
-FORMAT = 1
-_SHOWN = 4
 _DATA_FILES = {"adapter.ptd": read_ptd, "adapter.ptd16": read_ptd16}
 """How each form of an adapter's data file is read."""
 
@@ -93,7 +92,7 @@ def open_base(path: Path) -> BaseBundle:
     """
     artifact = open_artifact(path, "BaseBundle")
     source = artifact.file("layout.json")
-    raw = _read(source)
+    raw = read_object(source)
     if str(raw.get("backend")) != "executorch-xnnpack":
         raise UnsupportedError(
             f"{source}: backend is {raw.get('backend')!r}; this engine runs executorch-xnnpack"
@@ -109,7 +108,7 @@ def open_base(path: Path) -> BaseBundle:
         *program_problems(bundle, program),
         *foundation_problems(bundle, foundation),
     ]
-    _refuse(path, problems, ArtifactError)
+    refuse(path, problems, ArtifactError)
     return bundle
 
 
@@ -123,11 +122,11 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
     """
     artifact = open_artifact(path, "AdapterBundle")
     source = artifact.file("adapter.json")
-    raw = _read(source)
+    raw = read_object(source)
     if raw.get("layout") == "merged":
         if any(name in artifact.manifest.files for name in _DATA_FILES):
             raise ArtifactError(f"{path}: a merged bundle holds no adapter data, this one does")
-        _check_base_model(artifact, base)
+        check_base_model(artifact, base.artifact if base else None)
         return MergedBundle(artifact)
     if raw.get("layout") != "adapter":
         raise ArtifactError(
@@ -135,14 +134,14 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
         )
     if base is None:
         raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
-    _check_base(artifact, raw, base)
+    check_base(artifact, raw, base.artifact)
     try:
         read = _DATA_FILES[raw["data"]]
         bundle = AdapterBundle(artifact, _slots(raw["slots"]), read(artifact.file(raw["data"])))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{source}: malformed adapter ({error!r})") from None
-    _refuse(path, [*slot_problems(bundle.slots), *tensor_problems(bundle)], ArtifactError)
-    _refuse(path, [*fit_problems(bundle, base)], MismatchError)
+    refuse(path, [*slot_problems(bundle.slots), *tensor_problems(bundle)], ArtifactError)
+    refuse(path, [*fit_problems(bundle, base)], MismatchError)
     return bundle
 
 
@@ -152,17 +151,7 @@ def layout_of(path: Path) -> str:
     Raises:
         InputError: nothing is there. ArtifactError: it is damaged or no AdapterBundle.
     """
-    return str(_read(open_artifact(path, "AdapterBundle").file("adapter.json")).get("layout"))
-
-
-def _read(source: Path) -> dict[str, Any]:
-    try:
-        raw = read_json(source)
-    except InputError as error:
-        raise ArtifactError(str(error)) from None
-    if not isinstance(raw, dict) or raw.get("format", FORMAT) != FORMAT:
-        raise ArtifactError(f"{source}: not of format {FORMAT}, the only one that this build reads")
-    return raw
+    return str(read_object(open_artifact(path, "AdapterBundle").file("adapter.json")).get("layout"))
 
 
 def _slots(raw: Sequence[dict[str, Any]]) -> list[Slot]:
@@ -187,31 +176,3 @@ def _parse_base(artifact: Artifact, raw: dict[str, Any]) -> BaseBundle:
         context_length=int(raw["context_length"]),
         vocab_size=int(raw["vocab_size"]),
     )
-
-
-def _check_base(artifact: Artifact, raw: dict[str, Any], base: BaseBundle) -> None:
-    wanted = {str(artifact.manifest.parents.get("base_bundle")), str(raw.get("base_bundle"))}
-    if wanted != {base.artifact.id}:
-        made_for = " and ".join(sorted(wanted))
-        raise MismatchError(
-            f"{artifact.path}: this adapter was made for the base bundle {made_for}, but "
-            f"{base.artifact.path} is {base.artifact.id}; export the adapter for this base"
-        )
-
-
-def _check_base_model(artifact: Artifact, base: BaseBundle | None) -> None:
-    """A merged bundle needs no base, but one that is given must be of the same model."""
-    mine = artifact.manifest.parents.get("base_model")
-    theirs = base.artifact.manifest.parents.get("base_model") if base else mine
-    if base and mine != theirs:
-        raise MismatchError(
-            f"{artifact.path}: this bundle was merged into the base model {mine}, but "
-            f"{base.artifact.path} is of {theirs}"
-        )
-
-
-def _refuse(
-    path: Path, problems: list[str], error: type[ArtifactError] | type[MismatchError]
-) -> None:
-    if problems:
-        raise error(f"{path}: {'; '.join(problems[:_SHOWN])}; export it again")

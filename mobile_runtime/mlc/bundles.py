@@ -20,13 +20,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mobile_runtime.binding import check_base, check_base_model, read_object, refuse
 from mobile_runtime.mlc.config import LoraRanks, ModelConfig, parse_config
 from mobile_runtime.mlc.model import Parameter, parameters
 from protos.artifacts import Artifact, open_artifact, read_json
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
 from protos.tensor_cache import FILE, Array, Record, Shard, read_shard, read_shards
 
-FORMAT = 1
 BACKEND = "mlc"
 CONFIG = "mlc-chat-config.json"
 LAYOUTS = ("delta-shards", "lora-parameters", "merged")
@@ -89,7 +89,7 @@ def open_base(path: Path) -> BaseBundle:
         UnsupportedError: it is for another backend, or of a family that the runtime does not have.
     """
     artifact = open_artifact(path, "BaseBundle")
-    layout = _read(artifact.file("layout.json"))
+    layout = read_object(artifact.file("layout.json"))
     if layout.get("backend") != BACKEND:
         raise UnsupportedError(
             f"{path / 'layout.json'}: backend is {layout.get('backend')!r}; this engine runs "
@@ -103,8 +103,11 @@ def open_base(path: Path) -> BaseBundle:
             f"{(config.context_length, config.vocab_size)}; export the base again"
         )
     shards = read_shards(artifact.file(FILE))
-    if problems := [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)]:
-        raise _refusal(ArtifactError, path, problems)
+    refuse(
+        path,
+        [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)],
+        ArtifactError,
+    )
     return BaseBundle(artifact, config, shards, [])
 
 
@@ -117,25 +120,28 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle:
         MismatchError: it was made for another base, or its tensors do not fit this one.
     """
     artifact = open_artifact(path, "AdapterBundle")
-    raw = _read(artifact.file("adapter.json"))
+    raw = read_object(artifact.file("adapter.json"))
     layout = raw.get("layout")
     if layout not in LAYOUTS:
         raise ArtifactError(
             f"{path / 'adapter.json'}: layout is {layout!r}, expected {', '.join(LAYOUTS)}"
         )
     if layout == "merged":
-        _check_base_model(artifact, base)
+        check_base_model(artifact, base.artifact if base else None)
         return _open_merged(artifact)
     if base is None:
         raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
-    _check_base(artifact, raw, base)
+    check_base(artifact, raw, base.artifact)
     return _open_beside(artifact, layout, base)
 
 
 def _open_merged(artifact: Artifact) -> AdapterBundle:
     config, shards = _config(artifact), read_shards(artifact.file(FILE))
-    if problems := [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)]:
-        raise _refusal(ArtifactError, artifact.path, problems)
+    refuse(
+        artifact.path,
+        [*_shard_problems(artifact, shards), *_parameter_problems(config, shards)],
+        ArtifactError,
+    )
     return AdapterBundle(artifact, config, shards, [], "merged")
 
 
@@ -146,8 +152,7 @@ def _open_beside(artifact: Artifact, layout: str, base: BaseBundle) -> AdapterBu
     shared = [shard for shard in shards if shard.dataPath in theirs]
     own = [shard for shard in shards if shard.dataPath not in theirs]
     bundle = AdapterBundle(artifact, base.config, own, shared, layout)
-    if problems := _shard_problems(artifact, own):
-        raise _refusal(ArtifactError, artifact.path, problems)
+    refuse(artifact.path, _shard_problems(artifact, own), ArtifactError)
     problems = _config_problems(artifact, base)
     problems += [
         f"{shard.dataPath} is not as in the base"
@@ -156,8 +161,7 @@ def _open_beside(artifact: Artifact, layout: str, base: BaseBundle) -> AdapterBu
     ]
     problems += _layout_problems(bundle, base)
     problems += _parameter_problems(base.config, shards)
-    if problems:
-        raise _refusal(MismatchError, artifact.path, problems)
+    refuse(artifact.path, problems, MismatchError)
     return bundle
 
 
@@ -242,13 +246,6 @@ def _config(artifact: Artifact) -> ModelConfig:
         raise ArtifactError(f"{source}: malformed config ({error!r})") from None
 
 
-def _read(source: Path) -> Mapping[str, Any]:
-    raw = _json(source)
-    if raw.get("format", FORMAT) != FORMAT:
-        raise ArtifactError(f"{source}: not of format {FORMAT}, the only one that this build reads")
-    return raw
-
-
 def _json(source: Path) -> Mapping[str, Any]:
     try:
         raw = read_json(source)
@@ -257,33 +254,6 @@ def _json(source: Path) -> Mapping[str, Any]:
     if not isinstance(raw, dict):
         raise ArtifactError(f"{source}: expected a JSON object")
     return raw
-
-
-def _check_base(artifact: Artifact, raw: Mapping[str, Any], base: BaseBundle) -> None:
-    wanted = {str(artifact.manifest.parents.get("base_bundle")), str(raw.get("base_bundle"))}
-    if wanted != {base.artifact.id}:
-        raise MismatchError(
-            f"{artifact.path}: this adapter was made for the base bundle "
-            f"{' and '.join(sorted(wanted))}, but {base.artifact.path} is {base.artifact.id}; "
-            "export the adapter for this base"
-        )
-
-
-def _check_base_model(artifact: Artifact, base: BaseBundle | None) -> None:
-    """A merged bundle needs no base, but one that is given must be of the same model."""
-    mine = artifact.manifest.parents.get("base_model")
-    theirs = base.artifact.manifest.parents.get("base_model") if base else mine
-    if mine != theirs:
-        raise MismatchError(
-            f"{artifact.path}: this bundle was merged into the base model {mine}, but the base "
-            f"bundle that is given is of {theirs}"
-        )
-
-
-def _refusal(
-    error: type[ArtifactError] | type[MismatchError], path: Path, problems: list[str]
-) -> ArtifactError | MismatchError:
-    return error(f"{path}: {'; '.join(problems[:_SHOWN])}; export it again")
 
 
 def _some(names: list[str]) -> str:
