@@ -128,13 +128,13 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
             raise ArtifactError(f"{path}: a merged bundle holds no adapter data, this one does")
         check_base_model(artifact, base.artifact if base else None)
         return MergedBundle(artifact)
+    if base is None:
+        raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
+    check_base(artifact, raw, base.artifact)
     if raw.get("layout") != "adapter":
         raise ArtifactError(
             f"{source}: layout is {raw.get('layout')!r}, expected adapter or merged"
         )
-    if base is None:
-        raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
-    check_base(artifact, raw, base.artifact)
     try:
         read = _DATA_FILES[raw["data"]]
         bundle = AdapterBundle(artifact, _slots(raw["slots"]), read(artifact.file(raw["data"])))

@@ -122,16 +122,16 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle:
     artifact = open_artifact(path, "AdapterBundle")
     raw = read_object(artifact.file("adapter.json"))
     layout = raw.get("layout")
-    if layout not in LAYOUTS:
-        raise ArtifactError(
-            f"{path / 'adapter.json'}: layout is {layout!r}, expected {', '.join(LAYOUTS)}"
-        )
     if layout == "merged":
         check_base_model(artifact, base.artifact if base else None)
         return _open_merged(artifact)
     if base is None:
         raise InputError(f"{path}: this adapter needs its base; give the BaseBundle as well")
     check_base(artifact, raw, base.artifact)
+    if layout not in LAYOUTS:
+        raise ArtifactError(
+            f"{path / 'adapter.json'}: layout is {layout!r}, expected {', '.join(LAYOUTS)}"
+        )
     return _open_beside(artifact, layout, base)
 
 
