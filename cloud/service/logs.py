@@ -40,6 +40,9 @@ _OURS = ("level", "logger", "timestamp")
 _CHATTY = ("sqlalchemy", "alembic", "dbos", "botocore", "s3fs", "fsspec", "urllib3", "asyncio")
 """Below warnings they log statements with parameters, and requests with headers."""
 
+_TELLING = ("grpc._cython.cygrpc",)
+"""At any level they write what callers sent, with tracebacks; the boundary says what happened."""
+
 
 def configure(
     log_format: str = "auto", level: str = "info", listen: Callable[[EventDict], None] | None = None
@@ -74,6 +77,8 @@ def configure(
     root.setLevel(level.upper())
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _TELLING:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     logging.disable(logging.NOTSET)
 
 
