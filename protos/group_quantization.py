@@ -51,13 +51,6 @@ def dequantize(words: Words, scales: Floats, columns: int) -> NDArray[np.float32
     return nibbles * np.repeat(scales.astype(np.float32), GROUP, axis=1)[:, :columns]
 
 
-def quantized_shapes(shape: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Shapes of the words and of the scales of a weight [N, K]."""
-    rows, columns = shape
-    groups = -(-columns // GROUP)
-    return (rows, groups * GROUP // _PER_WORD), (rows, groups)
-
-
 def _pack(nibbles: Words) -> Words:
     eights = nibbles.reshape(len(nibbles), -1, _PER_WORD)
     shifts = np.arange(_PER_WORD, dtype=np.uint32) * np.uint32(_BITS)

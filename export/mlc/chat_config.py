@@ -7,7 +7,6 @@ MLC's own converter does not read, and it would then compute with 10,000 without
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,7 +163,7 @@ def load_config(base: BaseModel) -> Any:
 
 def read_chat_config(directory: Path) -> dict[str, Any]:
     """The config of an exported directory."""
-    return json.loads((directory / FILE).read_text("utf-8"))
+    return read_json(directory / FILE)
 
 
 def _head_dim(config: Any) -> int:
