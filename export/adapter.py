@@ -112,5 +112,7 @@ def _check_base(bundle: Artifact, base: BaseModel) -> None:
 def _golden_maker(
     base: BaseModel, config: AdapterConfig, contents: Sequence[str], progress: Progress
 ) -> GoldenMaker:
-    prompts = golden_prompts(load_tokenizer(base), contents, config.context_length)
+    prompts = golden_prompts(
+        load_tokenizer(base), contents, config.context_length, context_end=False
+    )
     return GoldenMaker(base, find_recipe(config.recipe), prompts, progress)

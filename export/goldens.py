@@ -4,13 +4,14 @@ In: reference models and prompts. Out: a `Golden`. Rungs, each eager PyTorch:
     peft        the float32 base; PEFT itself for "on", so our own LoRA layers are not their judge
     merged      PEFT's own merge into the float32 base
     fake_quant  the quantized base with our LoRA layers; for a merged bundle, merged and quantized
-Models are made one after the other, so that few are in memory at once.
+One model is in memory at a time, while PEFT's is merged also the weights it changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -51,19 +52,21 @@ class GoldenMaker:
         """The float32 base, afresh."""
         return load_model(self.base, torch.float32)
 
-    def load_quantized(self) -> nn.Module:
-        """The base with the weights that the recipe ships."""
-        model = self.load()
+    def quantized(self, model: nn.Module) -> nn.Module:
+        """A float32 model, changed to hold the weights that the recipe ships."""
         find_backend(self.recipe).quantize(model, self.recipe)
         return model
 
-    def continued(self, model: nn.Module) -> list[GoldenPrompt]:
-        """The prompts with what the float reference goes on with."""
-        ids = continuations(model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size)
-        return [
-            dataclasses.replace(prompt, continuation=continuation)
-            for prompt, continuation in zip(self.prompts, ids, strict=True)
+    def continued(self, model: nn.Module) -> tuple[list[GoldenPrompt], list[torch.Tensor]]:
+        """The prompts with what a float model goes on with, and its logits on the way: for each
+        prompt [rows, V].
+        """
+        found = continuations(model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size)
+        prompts = [
+            dataclasses.replace(prompt, continuation=continued.ids)
+            for prompt, continued in zip(self.prompts, found, strict=True)
         ]
+        return prompts, [continued.logits for continued in found]
 
     @property
     def vocab_size(self) -> int:
@@ -95,11 +98,11 @@ def base_golden(make: GoldenMaker) -> Golden:
     """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
     model = make.load()
     make.progress("the base's answers", 0.0)
-    prompts = make.continued(model)
+    prompts, _ = make.continued(model)
     recorder = make.recorder(prompts)
     (plain,) = recorder.record_float([forward_of(model)])
     make.progress("the quantized base's answers", 0.5)
-    shipped, noise = recorder.record_with_noise(make.load_quantized(), SEED)
+    shipped, noise = recorder.record_with_noise(make.quantized(make.load()), SEED)
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
 
 
@@ -118,7 +121,7 @@ def adapter_golden(
     check_fold(tuned, folded)
     prompts, recorder, rungs = _float_rungs(make, tuned, adapter)
     make.progress("the quantized base's answers", 0.6)
-    model = make.load_quantized()
+    model = make.quantized(tuned.unload())
     if make.recipe.quantization is None:
         rungs["fake_quant.off"] = rungs["peft.off"]
     else:
@@ -140,9 +143,8 @@ def merged_golden(make: GoldenMaker, adapter: Path) -> Golden:
     if make.recipe.quantization is None:
         rungs["fake_quant.off"] = rungs["peft.off"]
     else:
-        rungs["fake_quant.off"] = recorder.record(forward_of(make.load_quantized()))
-    shipped = merge(load_peft(make.load(), adapter), adapter)
-    find_backend(make.recipe).quantize(shipped, make.recipe)
+        rungs["fake_quant.off"] = recorder.record(forward_of(make.quantized(make.load())))
+    shipped = make.quantized(merge(load_peft(make.load(), adapter), adapter))
     rungs["fake_quant.on"], noise = recorder.record_with_noise(shipped, SEED)
     return make.golden(prompts, recorder, rungs, noise)
 
@@ -150,23 +152,22 @@ def merged_golden(make: GoldenMaker, adapter: Path) -> Golden:
 def _float_rungs(
     make: GoldenMaker, tuned: Any, adapter: Path
 ) -> tuple[list[GoldenPrompt], Recorder, dict[str, Rung]]:
-    """The rungs of peft and merged, off and on; `tuned` is used up.
+    """The rungs of peft and merged, off and on.
 
     The continuations come from the merged model: it says the same and decodes twice as fast.
     """
-    make.progress("the adapted model's answers", 0.0)
-    prompts = make.continued(merge(tuned, adapter))
-    tuned = load_peft(make.load(), adapter)
+    make.progress("the merged model's answers", 0.0)
+    with _merged(tuned, adapter):
+        prompts, merged_logits = make.continued(tuned)
     recorder = make.recorder(prompts)
 
     def without(ids: torch.Tensor) -> torch.Tensor:
         with tuned.disable_adapter():
             return forward_of(tuned)(ids)
 
-    make.progress("PEFT's answers", 0.2)
+    make.progress("PEFT's answers", 0.3)
     off, on = recorder.record_float([without, forward_of(tuned)])
-    make.progress("the merged model's answers", 0.4)
-    merged = recorder.record(forward_of(merge(tuned, adapter)))
+    merged = recorder.keep(merged_logits)
     _check_merge(on, merged)
     # Without the adapter the merged model is the base itself: the same answers, not run again.
     return (
@@ -174,6 +175,27 @@ def _float_rungs(
         recorder,
         {"peft.off": off, "peft.on": on, "merged.off": off, "merged.on": merged},
     )
+
+
+@contextlib.contextmanager
+def _merged(tuned: Any, adapter: Path) -> Generator[None]:
+    """PEFT's own merge inside the `with`, and the very weights of before after it.
+
+    Raises:
+        UnsupportedError: it has no merge for this kind of adapter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [layer for layer in tuned.modules() if isinstance(layer, BaseTunerLayer)]
+    changed = [p for layer in layers for p in layer.get_base_layer().parameters()]
+    before = [parameter.detach().clone() for parameter in changed]
+    with _refused_by_name(adapter):
+        tuned.merge_adapter()
+    yield
+    tuned.unmerge_adapter()  # which rounds, so the weights are put back as well
+    with torch.no_grad():
+        for parameter, values in zip(changed, before, strict=True):
+            parameter.copy_(values)
 
 
 def load_peft(model: nn.Module, adapter: Path) -> Any:
@@ -199,8 +221,14 @@ def merge(tuned: Any, adapter: Path) -> nn.Module:
     Raises:
         UnsupportedError: it has no merge for this kind of adapter.
     """
-    try:
+    with _refused_by_name(adapter):
         return tuned.merge_and_unload(safe_merge=False).eval()
+
+
+@contextlib.contextmanager
+def _refused_by_name(adapter: Path) -> Generator[None]:
+    try:
+        yield
     except (ValueError, NotImplementedError, AttributeError) as error:
         raise UnsupportedError(f"{adapter}: PEFT cannot merge it: {error}") from None
 

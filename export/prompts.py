@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CONTINUATION = 32
 """Token ids that the reference goes on with after each prompt."""
 TASK_PROMPTS = 12
+SET_SIZE = 16
+"""Prompts of a golden at least, if the context has room for them."""
 _DATASET_FILES = ("valid.jsonl", "train.jsonl")
 _NEUTRAL = (
     "What should I cook tonight with rice, two eggs and a tomato?",
@@ -36,6 +38,10 @@ _NEUTRAL = (
     "Translate into plain words: the party of the first part shall indemnify the second.",
     "Is 17 a prime number?",
     "It rained, then it snowed, and in the evening the sun came out after all.",
+    "Good morning!",
+    "Who wrote this?",
+    "Two teas, please.",
+    "See you at six.",
 )
 _EDGE_CASES = {
     "one-token": "a",
@@ -47,22 +53,29 @@ _FILLERS = (" a", " the", "a", ".", " 1", "\n", "x")
 
 
 def golden_prompts(
-    tokenizer: PreTrainedTokenizerFast, contents: Sequence[str], context_length: int
+    tokenizer: PreTrainedTokenizerFast,
+    contents: Sequence[str],
+    context_length: int,
+    *,
+    context_end: bool = True,
 ) -> list[GoldenPrompt]:
     """Twelve prompts of the task (evenly spread over `contents`, neutral ones where they are too
-    few) and five edge cases; their continuations are still empty.
+    few) and the edge cases; their continuations are still empty.
+
+    context_end: with one that fills the context, which costs nearly half as much as all others. How
+    a program treats its context's end does not depend on the adapter: its base's golden has it.
 
     Raises:
         InputError: the template alone fills the context.
     """
     room = context_length - CONTINUATION
-    own = [p for c in dict.fromkeys(contents) if (p := _prompt(tokenizer, "", c)).ids]
-    tasks = _named("task", _spread([p for p in own if len(p.ids) <= room], TASK_PROMPTS))
-    neutral = [_prompt(tokenizer, "", content) for content in _NEUTRAL]
-    edges = [_prompt(tokenizer, name, content) for name, content in _EDGE_CASES.items()]
-    fill = _named("neutral", neutral[: TASK_PROMPTS - len(tasks)])
-    fitting = [p for p in (*tasks, *fill, *edges) if len(p.ids) <= room]
-    return [*fitting, _context_end(tokenizer, room)]
+    _check_template(tokenizer, room)
+    own = _fitting([_prompt(tokenizer, "", c) for c in dict.fromkeys(contents)], room)
+    tasks = _named("task", _spread([p for p in own if p.ids], TASK_PROMPTS))
+    edges = _fitting([_prompt(tokenizer, n, c) for n, c in _EDGE_CASES.items()], room)
+    neutral = _fitting([_prompt(tokenizer, "", content) for content in _NEUTRAL], room)
+    fill = _named("neutral", neutral[: max(0, SET_SIZE - len(tasks) - len(edges))])
+    return [*tasks, *fill, *edges, *([_context_end(tokenizer, room)] if context_end else [])]
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -121,11 +134,6 @@ def _spread(prompts: Sequence[GoldenPrompt], count: int) -> list[GoldenPrompt]:
 def _context_end(tokenizer: PreTrainedTokenizerFast, room: int) -> GoldenPrompt:
     """The prompt whose continuation ends exactly where the context does."""
     story = " ".join(_NEUTRAL) + " "
-    overhead = len(prompt_ids(tokenizer, ""))
-    if overhead >= room:
-        raise InputError(
-            f"the template takes {overhead} tokens and leaves none of {room} for words"
-        )
     low, high = 0, room
     while len(prompt_ids(tokenizer, _repeated(story, high))) <= room:
         low, high = high, 2 * high
@@ -134,6 +142,18 @@ def _context_end(tokenizer: PreTrainedTokenizerFast, room: int) -> GoldenPrompt:
         fits = len(prompt_ids(tokenizer, _repeated(story, middle))) <= room
         low, high = (middle, high) if fits else (low, middle)
     return _prompt(tokenizer, "context-end", _fill_up(tokenizer, _repeated(story, low), room))
+
+
+def _fitting(prompts: Sequence[GoldenPrompt], room: int) -> list[GoldenPrompt]:
+    return [prompt for prompt in prompts if len(prompt.ids) <= room]
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, room: int) -> None:
+    overhead = len(prompt_ids(tokenizer, ""))
+    if overhead >= room:
+        raise InputError(
+            f"the template takes {overhead} tokens and leaves none of {room} for words"
+        )
 
 
 def _repeated(story: str, characters: int) -> str:

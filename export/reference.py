@@ -78,37 +78,50 @@ def forward_of(model: nn.Module) -> Forward:
     return lambda ids: model(input_ids=ids, use_cache=False).logits
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a model goes on with after one prompt. ids: `steps` of them. logits: [rows, V], what it
+    says after each position of prompt and continuation.
+    """
+
+    ids: list[int]
+    logits: torch.Tensor
+
+
 @torch.no_grad()
 def continuations(
     model: nn.Module, prompts: Sequence[Sequence[int]], steps: int, vocab_size: int
-) -> list[list[int]]:
+) -> list[Continued]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it."""
-    result: list[list[int]] = [[] for _ in prompts]
+    found: dict[int, Continued] = {}
     for group in grouped(prompts, vocab_size, _ALIKE_TO_DECODE):
-        for member, ids in zip(group.members, _greedy(model, group, steps), strict=True):
-            result[member] = ids
-    return result
+        found.update(zip(group.members, _greedy(model, group, steps), strict=True))
+    return [found[index] for index in range(len(prompts))]
 
 
-def _greedy(model: nn.Module, group: Group, steps: int) -> list[list[int]]:
+def _greedy(model: nn.Module, group: Group, steps: int) -> list[Continued]:
     """With the cache: new ids stand behind the padding, which the mask hides."""
     lengths = group.real.sum(1)
     mask = group.real.long()
     output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
-    token = output.logits[torch.arange(len(lengths)), lengths - 1].argmax(-1)
-    tokens = [token]
-    for step in range(steps - 1):
+    read = output.logits
+    said, tokens = [read[torch.arange(len(lengths)), lengths - 1]], []
+    for step in range(steps):
+        tokens.append(said[-1].argmax(-1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         output = model(
-            input_ids=token[:, None],
+            input_ids=tokens[-1][:, None],
             attention_mask=mask,
             position_ids=(lengths + step)[:, None],
             past_key_values=output.past_key_values,
             use_cache=True,
         )
-        token = output.logits[:, -1].argmax(-1)
-        tokens.append(token)
-    return torch.stack(tokens, dim=1).tolist()
+        said.append(output.logits[:, -1])
+    after, ids = torch.stack(said[1:], dim=1), torch.stack(tokens, dim=1).tolist()
+    return [
+        Continued(ids[i], torch.cat([read[i, : lengths[i]], after[i]]).float())
+        for i in range(len(lengths))
+    ]
 
 
 class Recorder:
@@ -144,6 +157,13 @@ class Recorder:
         rung = self._empty()
         for group in self.groups:
             self._keep(rung, group, self._rows(forward, group))
+        return rung
+
+    def keep(self, sequences: Sequence[torch.Tensor]) -> Rung:
+        """The same of logits that are there already, [rows of a sequence, V] each."""
+        rung = self._empty()
+        for group in self.groups:
+            self._keep(rung, group, torch.cat([sequences[i] for i in group.members]))
         return rung
 
     @torch.no_grad()

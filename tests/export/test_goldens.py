@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from export.prompts import CONTINUATION
+from export.prompts import CONTINUATION, golden_prompts
 from protos.base_model import load_model, load_tokenizer, open_base, prompt_ids, render
 from protos.golden import TOP, read_golden
 
@@ -24,6 +24,21 @@ def test_set_holds_the_tasks_prompts_and_every_edge_case(llama_bundle):
     assert end.length == 128
     assert all(len(prompt.continuation) == CONTINUATION for prompt in golden.prompts)
     assert sorted(golden.rungs) == ["fake_quant.off", "peft.off"]
+
+
+def test_an_adapters_set_leaves_the_contexts_end_to_its_base(golden):
+    names = [prompt.name for prompt in golden.prompts]
+    assert len(names) >= 16
+    assert {"one-token", "chinese", "arabic", "code-emoji"} <= set(names)
+    assert "context-end" not in names
+
+
+def test_edge_cases_too_long_for_the_context_are_replaced(llama):
+    tokenizer = load_tokenizer(open_base(str(llama)))
+    longest = max(len(p.ids) for p in golden_prompts(tokenizer, [], 512, context_end=False))
+    small = golden_prompts(tokenizer, [], longest - 1 + CONTINUATION, context_end=False)
+    assert len(small) >= 16
+    assert max(len(prompt.ids) for prompt in small) < longest
 
 
 def test_ids_are_those_that_training_sees(llama, golden):
