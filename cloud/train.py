@@ -1,20 +1,21 @@
-"""Train: a LoRA adapter on one Dataset, over a frozen Hugging Face causal LM.
+"""Train: LoRA adapters, one for each Dataset, over one frozen Hugging Face causal LM.
 
-In: a Dataset and a base model. Out: an Adapter: a plain PEFT directory with our manifest beside it.
-The loss is over completions only; the newest real items decide when to stop, and which state stays.
-A killed run goes on from its last checkpoint and ends with the adapter of an uninterrupted one.
+In: Datasets and a base model. Out: for each an Adapter: a plain PEFT directory with our manifest
+beside it. The loss is over completions only; the newest real items decide when to stop, and which
+state stays. Many users are trained together and each as if alone (`cloud/trainer`). A killed run
+goes on from its users' last checkpoints and ends with the adapters of an uninterrupted one.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
 import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cloud.augment import TRAIN_FILE, VALID_FILE
-from cloud.checkpoint import State, copies, resume, save
 from cloud.profiles import read_rows
 from protos.artifacts import (
     Artifact,
@@ -33,17 +34,22 @@ from protos.base_model import (
     load_tokenizer,
     prompt_ids,
 )
-from protos.errors import InputError, UnsupportedError
-from protos.progress import Progress, silent
+from protos.errors import InputError, PocketuneError
+from protos.progress import Progress, part, silent
 
 if TYPE_CHECKING:
     import torch
-    from peft import PeftModel
-    from transformers import PreTrainedTokenizerFast
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from cloud.checkpoint import State
+    from cloud.trainer.learner import Learner
+    from cloud.trainer.memory import Budget
+    from cloud.trainer.packing import Example
 
 _CHECKPOINT = "checkpoint.safetensors"
-_IGNORED = -100
-_CLIP_NORM = 1.0
+_BEST_TOKENS = {"cpu": 4096, "cuda": 32768}
+"""Tokens of a row that keep the device busy; longer ones only take memory."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class TrainConfig:
     targets: "all-linear", or names of projections separated by commas. max_length: tokens of prompt
     and completion; a longer prompt loses its beginning. patience: epochs without a better
     validation loss before it stops. dtype: of the frozen base; the adapter is always float32.
+    gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
     """
 
     rank: int = 8
@@ -67,6 +74,7 @@ class TrainConfig:
     patience: int = 2
     max_length: int = 1024
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -84,11 +92,16 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Example:
-    """Token ids of prompt and completion, and how many of them, at the end, are completion."""
+class Member:
+    """One user of a common training: the dataset, where the adapter goes, and how.
 
-    ids: list[int]
-    completion: int
+    wanted: asked before each step; once it says no, this user ends with an error, the others go on.
+    """
+
+    dataset: Artifact
+    out: Path
+    config: TrainConfig
+    wanted: Callable[[], bool] = lambda: True
 
 
 def train(
@@ -98,6 +111,7 @@ def train(
     config: TrainConfig,
     threads: int,
     progress: Progress = silent,
+    memory_budget: int | None = None,
 ) -> Artifact:
     """Train the adapter of one Dataset; an unchanged one is left as it is.
 
@@ -105,27 +119,189 @@ def train(
         InputError: the dataset has no usable row, or the loss stopped being a number.
         UnsupportedError: PEFT cannot adapt this model with these targets.
     """
+    member = Member(dataset, out, config)
+    [made] = train_many([member], base, threads, memory_budget, progress)
+    if isinstance(made, PocketuneError):
+        raise made
+    return made
+
+
+def train_many(
+    members: Sequence[Member],
+    base: BaseModel,
+    threads: int,
+    memory_budget: int | None = None,
+    progress: Progress = silent,
+) -> list[Artifact | PocketuneError]:
+    """Train the adapters of several users over one base, each as if it were alone.
+
+    memory_budget: bytes beside the model's own; by default four fifths of what is free. Returns
+    for each member, in their order, the Adapter or what went wrong with this one; unchanged
+    adapters are left as they are.
+
+    Raises:
+        InputError: two members would write the same adapter, or the base cannot be read.
+    """
     import torch
 
-    parents = {"dataset": dataset.id, "base_model": base.digest}
-    dtype = _dtype(config)
-    resolved = {**asdict(config), "dtype": str(dtype).removeprefix("torch.")}
-    if current := finished(out, "Adapter", parents, resolved):
-        return current
-    started = time.monotonic()
+    _require_distinct(members)
     torch.set_num_threads(threads)
-    tokenizer = load_tokenizer(base)
-    longest = min(config.max_length, base.max_context)
-    rows, truncated = _examples(dataset, TRAIN_FILE, tokenizer, longest)
-    valid, _ = _examples(dataset, VALID_FILE, tokenizer, longest)
-    if not rows or not valid:
-        raise InputError(f"{dataset.path}: {len(rows)} rows to train on, {len(valid)} to check by")
-    torch.manual_seed(config.seed)
-    model = _adapted(base, config, dtype)
-    with work_dir(out, parents, resolved) as work:
-        state = _fit(model, rows, valid, config, work / _CHECKPOINT, progress)
-        with create(out, "Adapter", parents, resolved) as draft:
-            _save_peft(model, base, draft.path)
+    jobs = [_Job(member, base) for member in members]
+    waiting = [job for job in jobs if job.result is None]
+    tokenizer = load_tokenizer(base) if waiting else None
+    for job in waiting:
+        with job.answering():
+            job.read(cast("PreTrainedTokenizerFast", tokenizer))
+    waiting = [job for job in waiting if job.result is None]
+    done = 0
+    for dtype in dict.fromkeys(job.dtype for job in waiting):
+        own = [job for job in waiting if job.dtype == dtype]
+        share = part(progress, done / len(waiting), (done + len(own)) / len(waiting))
+        _train_jobs(own, _frozen_base(base, dtype), memory_budget, share)
+        done += len(own)
+    return [cast("Artifact | PocketuneError", job.result) for job in jobs]
+
+
+def _train_jobs(
+    jobs: Sequence[_Job], model: PreTrainedModel, memory_budget: int | None, progress: Progress
+) -> None:
+    """As many users at a time as the budget holds; then what cannot be packed, one by one."""
+    from cloud.trainer.fit import unsupported
+    from cloud.trainer.memory import Budget, free_bytes, rounds
+
+    device = model.device
+    available = free_bytes(device) if memory_budget is None else memory_budget
+    budget = Budget(available, _BEST_TOKENS.get(device.type, _BEST_TOKENS["cpu"]))
+    for job in jobs:
+        with job.answering():
+            job.look(model, unsupported)
+    sound = [job for job in jobs if job.result is None]
+    together = [job for job in sound if not job.alone_because]
+    alone = [[job] for job in sound if job.alone_because]
+    done = 0
+    for group in [*rounds(together, lambda job: job.state_bytes, budget.for_users), *alone]:
+        share = part(progress, done / len(jobs), (done + len(group)) / len(jobs))
+        if group[0].alone_because:
+            _train_alone(group[0], model, share)
+        else:
+            _train_together(group, model, budget, share)
+        done += len(group)
+
+
+def _train_together(
+    jobs: Sequence[_Job], model: PreTrainedModel, budget: Budget, progress: Progress
+) -> None:
+    """One round: each adapter is written as soon as its user is through."""
+    from cloud.trainer.fit import fit
+
+    with contextlib.ExitStack() as stack:
+        learners: dict[Learner, _Job] = {}
+        for job in jobs:
+            with job.answering():
+                learners[job.learner(model, stack)] = job
+
+        def ended(learner: Learner) -> None:
+            job = learners[learner]
+            with job.answering():
+                if learner.error:
+                    raise learner.error
+                how = {"trainer": "packed", "users": len(learners)}
+                if learner.recomputed:
+                    how["recomputed"] = f"{learner.recomputed} sequences, for want of memory"
+                job.keep(cast("State", learner.state), learner.best(), how)
+
+        if learners:
+            fit(model, list(learners), budget, progress, ended)
+
+
+def _train_alone(job: _Job, model: PreTrainedModel, progress: Progress) -> None:
+    """One user in PEFT's own way, for what cannot be packed; progress and manifest say why."""
+    from cloud.trainer.alone import adapted, factors, fit_alone
+
+    def saying(message: str, fraction: float) -> None:
+        progress(f"{message} (alone with PEFT: {job.alone_because})", fraction)
+
+    with contextlib.ExitStack() as stack, job.answering():
+        checkpoint = job.open_work(stack)
+        with adapted(model, job.member.config) as peft:
+            state = fit_alone(peft, job.rows, job.valid, job.member.config, checkpoint, saying)
+            best = factors(peft)
+        job.keep(state, best, {"trainer": f"alone with PEFT: {job.alone_because}"})
+
+
+class _Job:
+    """One member on its way to an answer. result: None as long as there is none."""
+
+    def __init__(self, member: Member, base: BaseModel) -> None:
+        self.member, self._base = member, base
+        self.dtype = _dtype(member.config)
+        self._parents = {"dataset": member.dataset.id, "base_model": base.digest}
+        self._resolved = {
+            **asdict(member.config), "dtype": str(self.dtype).removeprefix("torch."),
+        }  # fmt: skip
+        self._started = time.monotonic()
+        self._work = contextlib.ExitStack()
+        self.rows: list[Example] = []
+        self.valid: list[Example] = []
+        self.alone_because: str | None = None
+        self.state_bytes = 0
+        self.result: Artifact | PocketuneError | None = finished(
+            member.out, "Adapter", self._parents, self._resolved
+        )
+
+    @contextlib.contextmanager
+    def answering(self) -> Generator[None]:
+        """An error of Pocketune's is this member's answer; its checkpoint stays."""
+        try:
+            yield
+        except PocketuneError as error:
+            self.result = error
+            self._work.__exit__(type(error), error, error.__traceback__)
+
+    def read(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """The rows as token ids."""
+        dataset = self.member.dataset
+        longest = min(self.member.config.max_length, self._base.max_context)
+        self.rows, self._truncated = _examples(dataset, TRAIN_FILE, tokenizer, longest)
+        self.valid, _ = _examples(dataset, VALID_FILE, tokenizer, longest)
+        if not self.rows or not self.valid:
+            raise InputError(
+                f"{dataset.path}: {len(self.rows)} rows to train on, {len(self.valid)} to check by"
+            )
+
+    def look(
+        self, model: PreTrainedModel, unsupported: Callable[[Any, Sequence[str]], str | None]
+    ) -> None:
+        """What this member's adapter takes, and whether it can be packed with others."""
+        from cloud.trainer.alone import first_factors
+        from cloud.trainer.learner import layer_of, state_bytes
+
+        tensors, self._lora = first_factors(model, self.member.config)
+        self.state_bytes = state_bytes(tensors)
+        self.alone_because = unsupported(model, [layer_of(name) for name in tensors])
+
+    def open_work(self, stack: contextlib.ExitStack) -> Path:
+        """Begin: where the checkpoint is, as long as this member is on its way."""
+        self._started = time.monotonic()
+        self._work = stack.enter_context(contextlib.ExitStack())
+        folder = work_dir(self.member.out, self._parents, self._resolved)
+        return self._work.enter_context(folder) / _CHECKPOINT
+
+    def learner(self, model: PreTrainedModel, stack: contextlib.ExitStack) -> Learner:
+        """Begin: this user among others."""
+        from cloud.trainer.alone import first_factors
+        from cloud.trainer.learner import Learner
+
+        checkpoint = self.open_work(stack)
+        tensors, _ = first_factors(model, self.member.config)
+        placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        config, wanted = self.member.config, self.member.wanted
+        return Learner(placed, self.rows, self.valid, config, checkpoint, wanted)
+
+    def keep(self, state: State, tensors: dict[str, torch.Tensor], how: dict[str, Any]) -> None:
+        """Write the adapter; the checkpoint goes."""
+        with create(self.member.out, "Adapter", self._parents, self._resolved) as draft:
+            _save_peft(tensors, self._lora, self._base, draft.path)
             draft.measured.update(
                 valid_loss_before=state.history[0]["valid_loss"],
                 valid_loss_after=state.best_loss,
@@ -134,138 +310,45 @@ def train(
                 best_epoch=state.best_epoch,
                 epochs=len(state.history) - 1,
                 steps=state.step,
-                rows=len(rows),
-                truncated=truncated,
-                seconds=round(time.monotonic() - started, 2),
+                rows=len(self.rows),
+                truncated=self._truncated,
+                seconds=round(time.monotonic() - self._started, 2),
+                **how,
                 history=state.history,
             )
-    return open_artifact(out, "Adapter")
+        self._work.close()
+        self.result = open_artifact(self.member.out, "Adapter")
 
 
-def _fit(
-    model: PeftModel,
-    rows: list[Example],
-    valid: list[Example],
-    config: TrainConfig,
-    checkpoint: Path,
-    progress: Progress,
-) -> State:
-    """Train until `epochs` or until the validation loss stops falling; keep the best state."""
+def _require_distinct(members: Sequence[Member]) -> None:
+    """Raise InputError if two members would write the same adapter."""
+    places = [member.out.absolute() for member in members]
+    if twice := sorted({str(place) for place in places if places.count(place) > 1}):
+        raise InputError(f"{', '.join(twice)}: asked for twice; give each user a place of its own")
+
+
+def _frozen_base(base: BaseModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that every adapter is trained over, where it is trained; nothing in it learns."""
     import torch
 
-    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
-    per_epoch = math.ceil(len(rows) / config.batch_size)
-    last = per_epoch * config.epochs
-    best = copies(parameters)
-    state = resume(checkpoint, parameters, best, optimizer)
-    if state is None:
-        before = {"train_loss": _loss(model, rows), "valid_loss": _loss(model, valid)}
-        state = State(0, 0, [before])
-    while state.step < last and len(state.history) - 1 - state.best_epoch < config.patience:
-        epoch = state.step // per_epoch
-        train_loss = 0.0
-        for batch in _batches(rows, config, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * _schedule(state.step, last, config.warmup)
-            loss = _step(model, batch, optimizer, list(parameters.values()))
-            if not math.isfinite(loss):
-                raise InputError(
-                    f"training loss is {loss} at step {state.step}; lower --learning-rate "
-                    f"(now {config.learning_rate})"
-                )
-            train_loss += loss / per_epoch
-            state.step += 1
-            progress(f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f}", state.step / last)
-        valid_loss = _loss(model, valid)
-        state.history.append({"train_loss": train_loss, "valid_loss": valid_loss})
-        if valid_loss < state.best_loss:
-            state.best_epoch = epoch + 1
-            best.update(copies(parameters))
-        save(checkpoint, state, parameters, best, optimizer)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(best[name])
-    return state
-
-
-def _step(
-    model: PeftModel,
-    batch: list[Example],
-    optimizer: torch.optim.Optimizer,
-    parameters: list[torch.Tensor],
-) -> float:
-    import torch
-
-    model.train()
-    optimizer.zero_grad(set_to_none=True)
-    total, tokens = _losses(model, batch)
-    loss = total / tokens
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
-    optimizer.step()
-    return float(loss.detach())
-
-
-def _loss(model: PeftModel, rows: list[Example], batch_size: int = 16) -> float:
-    """Mean cross-entropy of a completion token, in nats."""
-    import torch
-
-    model.eval()
-    total, tokens = 0.0, 0
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            batch_total, batch_tokens = _losses(model, rows[start : start + batch_size])
-            total, tokens = total + float(batch_total), tokens + batch_tokens
-    return total / tokens
-
-
-def _losses(model: PeftModel, batch: list[Example]) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy over the completion tokens of a batch, and their number."""
-    import torch
-
-    length = max(len(row.ids) for row in batch)
-    ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in batch])
-    mask = torch.tensor([[int(k < len(row.ids)) for k in range(length)] for row in batch])
-    labels = torch.full_like(ids, _IGNORED)
-    for index, row in enumerate(batch):
-        end = len(row.ids)
-        labels[index, end - row.completion : end] = ids[index, end - row.completion : end]
-    device = model.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-        hidden = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-    targets = labels[:, 1:].to(device)
-    wanted = targets != _IGNORED
-    logits = hidden[:, :-1][wanted].float()
-    loss = torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
-    return loss, int(wanted.sum())
-
-
-def _batches(rows: list[Example], config: TrainConfig, epoch: int) -> list[list[Example]]:
-    """The rows of one epoch in an order that depends on seed and epoch only."""
-    import torch
-
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-    order = torch.randperm(len(rows), generator=generator).tolist()
-    size = config.batch_size
-    return [[rows[i] for i in order[s : s + size]] for s in range(0, len(order), size)]
-
-
-def _schedule(step: int, last: int, warmup: float) -> float:
-    """Share of the learning rate: linear up over the warm-up, then linear down to zero."""
-    up = max(1, round(last * warmup))
-    return (step + 1) / up if step < up else (last - step) / max(1, last - up)
+    model: Any = load_model(base, dtype).requires_grad_(False)
+    return model.to("cuda") if torch.cuda.is_available() else model
 
 
 def _examples(
     dataset: Artifact, name: str, tokenizer: PreTrainedTokenizerFast, longest: int
 ) -> tuple[list[Example], int]:
     """The rows of one file as token ids, and how many prompts lost their beginning."""
+    from cloud.trainer.packing import Example
+
     examples: list[Example] = []
     truncated = 0
-    for row in read_rows(dataset.file(name)):
+    for number, row in enumerate(read_rows(dataset.file(name)), 1):
+        if not row["completion"].strip():
+            raise InputError(
+                f"{dataset.file(name)}, line {number}: an empty completion teaches nothing; "
+                "remove the item or write its output"
+            )
         completion = completion_ids(tokenizer, row["completion"])
         prompt = prompt_ids(tokenizer, row["prompt"])
         room = longest - len(completion)
@@ -279,35 +362,16 @@ def _examples(
     return examples, truncated
 
 
-def _adapted(base: BaseModel, config: TrainConfig, dtype: torch.dtype) -> PeftModel:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    model: Any = load_model(base, dtype)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
-    chosen = config.targets
-    targets = chosen if chosen == "all-linear" else [name.strip() for name in chosen.split(",")]
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        target_modules=targets,
-        lora_dropout=config.dropout,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return cast("PeftModel", get_peft_model(model, lora))
-    except ValueError as error:
-        raise UnsupportedError(
-            f"targets {chosen!r}: {' '.join(str(error).split())[:300]}"
-        ) from None
-
-
-def _save_peft(model: PeftModel, base: BaseModel, directory: Path) -> None:
+def _save_peft(
+    tensors: dict[str, torch.Tensor], lora: LoraConfig, base: BaseModel, directory: Path
+) -> None:
     """The adapter as PEFT writes it, less its model card, and without a path of this machine."""
-    model.peft_config["default"].base_model_name_or_path = base.name
-    model.save_pretrained(str(directory), save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
+    from safetensors.torch import save_file
+
+    lora.base_model_name_or_path = base.name
+    lora.inference_mode = True
+    lora.save_pretrained(str(directory))
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     config = read_json(directory / "adapter_config.json")
     config["target_modules"] = sorted(config["target_modules"])  # PEFT writes a set, in any order
     write_json(directory / "adapter_config.json", config)

@@ -1,0 +1,167 @@
+"""PEFT: what every adapter begins with and is saved by, and the loop for what cannot be packed.
+
+In: the frozen model and one user. Out: PEFT's own first factors; or, from `fit_alone`, the trained
+ones. `fit_alone` takes any architecture that PEFT takes: padded batches, one user at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from cloud.checkpoint import State, copies, resume, save
+from cloud.trainer.learner import CLIP_NORM, batches, require_finite, schedule
+from cloud.trainer.packing import Example
+from protos.errors import UnsupportedError
+from protos.progress import Progress
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+    from cloud.train import TrainConfig
+
+_IGNORED = -100
+
+
+@contextmanager
+def adapted(model: Any, config: TrainConfig) -> Generator[PeftModel]:
+    """Within, the model has PEFT's layers, as its seed makes them; afterwards it is as it was.
+
+    Raises:
+        UnsupportedError: PEFT cannot adapt this model with these targets.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    chosen = config.targets
+    targets = chosen if chosen == "all-linear" else [name.strip() for name in chosen.split(",")]
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        target_modules=targets,
+        lora_dropout=config.dropout,
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(config.seed)
+    try:
+        peft = cast("PeftModel", get_peft_model(model, lora))
+    except ValueError as error:
+        raise UnsupportedError(
+            f"targets {chosen!r}: {' '.join(str(error).split())[:300]}"
+        ) from None
+    try:
+        yield peft
+    finally:
+        cast("Any", peft).unload()
+
+
+def first_factors(model: Any, config: TrainConfig) -> tuple[dict[str, torch.Tensor], LoraConfig]:
+    """What PEFT would begin with, by the names that it saves them under, and its config.
+
+    Raises:
+        UnsupportedError: PEFT cannot adapt this model with these targets.
+    """
+    with adapted(model, config) as peft:
+        return factors(peft), cast("LoraConfig", peft.peft_config["default"])
+
+
+def factors(peft: PeftModel) -> dict[str, torch.Tensor]:
+    """The adapter's tensors, by the names that PEFT saves them under."""
+    from peft import get_peft_model_state_dict
+
+    found = get_peft_model_state_dict(peft, save_embedding_layers=False)
+    return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+
+
+def fit_alone(
+    model: PeftModel,
+    rows: Sequence[Example],
+    valid: Sequence[Example],
+    config: TrainConfig,
+    checkpoint: Path,
+    progress: Progress,
+) -> State:
+    """Train until `epochs` or until the validation loss stops falling; keep the best state."""
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    per_epoch = math.ceil(len(rows) / config.batch_size)
+    last = per_epoch * config.epochs
+    best = copies(parameters)
+    state = resume(checkpoint, parameters, best, optimizer)
+    if state is None:
+        before = {"train_loss": _loss(model, rows), "valid_loss": _loss(model, valid)}
+        state = State(0, 0, [before])
+    while state.step < last and len(state.history) - 1 - state.best_epoch < config.patience:
+        epoch = state.step // per_epoch
+        train_loss = 0.0
+        for batch in batches(rows, config, epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * schedule(state.step, last, config.warmup)
+            loss = _step(model, batch, optimizer, list(parameters.values()))
+            require_finite(loss, state.step, config)
+            train_loss += loss / per_epoch
+            state.step += 1
+            progress(f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f}", state.step / last)
+        valid_loss = _loss(model, valid)
+        require_finite(valid_loss, state.step, config, "validation")
+        state.history.append({"train_loss": train_loss, "valid_loss": valid_loss})
+        if valid_loss < state.best_loss:
+            state.best_epoch = epoch + 1
+            best.update(copies(parameters))
+        save(checkpoint, state, parameters, best, optimizer)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(best[name])
+    return state
+
+
+def _step(
+    model: PeftModel,
+    batch: list[Example],
+    optimizer: torch.optim.Optimizer,
+    parameters: list[torch.Tensor],
+) -> float:
+    model.train()
+    optimizer.zero_grad(set_to_none=True)
+    total, tokens = _losses(model, batch)
+    loss = total / tokens
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _loss(model: PeftModel, rows: Sequence[Example], batch_size: int = 16) -> float:
+    """Mean cross-entropy of a completion token, in nats."""
+    model.eval()
+    total, tokens = 0.0, 0
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch_total, batch_tokens = _losses(model, rows[start : start + batch_size])
+            total, tokens = total + float(batch_total), tokens + batch_tokens
+    return total / tokens
+
+
+def _losses(model: PeftModel, batch: Sequence[Example]) -> tuple[torch.Tensor, int]:
+    """Summed cross-entropy over the completion tokens of a batch, and their number."""
+    length = max(len(row.ids) for row in batch)
+    ids = torch.tensor([row.ids + [0] * (length - len(row.ids)) for row in batch])
+    mask = torch.tensor([[int(k < len(row.ids)) for k in range(length)] for row in batch])
+    labels = torch.full_like(ids, _IGNORED)
+    for index, row in enumerate(batch):
+        end = len(row.ids)
+        labels[index, end - row.completion : end] = ids[index, end - row.completion : end]
+    device = model.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        hidden = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+    targets = labels[:, 1:].to(device)
+    wanted = targets != _IGNORED
+    logits = hidden[:, :-1][wanted].float()
+    loss = torch.nn.functional.cross_entropy(logits, targets[wanted], reduction="sum")
+    return loss, int(wanted.sum())

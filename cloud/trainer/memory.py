@@ -1,0 +1,89 @@
+"""What fits: how much memory there is, and how many tokens and users it holds.
+
+In: bytes that may be used beside the model. Out: the longest row, and users in rounds. Nothing here
+changes a result: a smaller budget means shorter rows and more rounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from cloud.trainer.loss import CHUNK_LOGITS
+
+T = TypeVar("T")
+
+_SHARE = 0.8
+_ROOM_FOR_USERS = 0.5
+_CGROUP = Path("/sys/fs/cgroup")
+_LOGITS_BYTES = 3 * 4 * CHUNK_LOGITS
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes for users' states and activations, and the tokens of a row that speed asks for."""
+
+    bytes: int
+    best_tokens: int
+
+    @property
+    def for_users(self) -> int:
+        """Bytes that the states of the users of one round may take."""
+        return int(self.bytes * _ROOM_FOR_USERS)
+
+    def tokens(self, state_bytes: int, token_bytes: int) -> int:
+        """The longest row that fits beside the users' states; 0 if none does."""
+        left = self.bytes - state_bytes - _LOGITS_BYTES
+        return max(0, min(self.best_tokens, left // max(1, token_bytes)))
+
+
+def rounds(users: Sequence[T], size: Callable[[T], int], most_bytes: int) -> list[list[T]]:
+    """The users in their order, in rounds whose sizes stay within `most_bytes` where one fits."""
+    made: list[list[T]] = []
+    filled = most_bytes + 1
+    for user in users:
+        if filled + size(user) > most_bytes:
+            made.append([])
+            filled = 0
+        made[-1].append(user)
+        filled += size(user)
+    return made
+
+
+def free_bytes(device: torch.device) -> int:
+    """Four fifths of what is free on the device, in a container within its limit."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    import psutil
+
+    return int(min(psutil.virtual_memory().available, _container_bytes()) * _SHARE)
+
+
+def saved_bytes(forward: Callable[[], object]) -> int:
+    """Bytes that a forward pass keeps for its backward pass, each storage once, weights aside."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)  # a freed one would give its address to the next
+        return tensor
+
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def _container_bytes() -> float:
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+    return float("inf") if limit == "max" else max(0, int(limit) - used)

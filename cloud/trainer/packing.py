@@ -1,0 +1,113 @@
+"""Packing: sequences of several users become one row of tokens, without padding.
+
+In: examples and whose they are. Out: rows `[1, tokens]` in which a user's tokens are contiguous,
+and where in them something is to be predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of prompt and completion, and how many of them, at the end, are completion."""
+
+    ids: list[int]
+    completion: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One sequence on its way into a row. owner: index of its user; number: in the user's batch."""
+
+    owner: int
+    number: int
+    example: Example
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The tokens `start` to `stop` of a row: those of one user, sequence by sequence."""
+
+    owner: int
+    start: int
+    stop: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One forward pass. predicting, targets, owners: `[positions]`, where a completion token
+    follows, which one, and whose.
+    """
+
+    ids: torch.Tensor  # [1, tokens]
+    positions: torch.Tensor  # [1, tokens]; each sequence begins at 0
+    lengths: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    predicting: torch.Tensor
+    targets: torch.Tensor
+    owners: torch.Tensor
+
+
+def groups(pieces: Sequence[Piece], most_tokens: int) -> list[list[Piece]]:
+    """Pieces in order of their owners, in groups of like size, of `most_tokens` at most.
+
+    A piece that is longer than that is a group of its own.
+    """
+    ordered = sorted(pieces, key=lambda piece: piece.owner)
+    total = sum(len(piece.example.ids) for piece in ordered)
+    even = math.ceil(total / max(1, math.ceil(total / most_tokens)))
+    made: list[list[Piece]] = []
+    filled = even
+    for piece in ordered:
+        length = len(piece.example.ids)
+        if filled >= even or filled + length > most_tokens:
+            made.append([])
+            filled = 0
+        made[-1].append(piece)
+        filled += length
+    return made
+
+
+def pack(pieces: Sequence[Piece], device: torch.device) -> Row:
+    """One row of these pieces, which come in order of their owners."""
+    import torch
+
+    ids = [token for piece in pieces for token in piece.example.ids]
+    lengths = tuple(len(piece.example.ids) for piece in pieces)
+    predicting: list[int] = []
+    owners: list[int] = []
+    end = 0
+    for piece, length in zip(pieces, lengths, strict=True):
+        end += length
+        learned = min(piece.example.completion, length - 1)  # nothing predicts the first token
+        predicting += range(end - learned - 1, end - 1)
+        owners += [piece.owner] * learned
+    positions = [position for length in lengths for position in range(length)]
+    return Row(
+        ids=torch.tensor([ids], device=device),
+        positions=torch.tensor([positions], device=device),
+        lengths=lengths,
+        segments=tuple(_segments(pieces)),
+        predicting=torch.tensor(predicting, device=device),
+        targets=torch.tensor([ids[at + 1] for at in predicting], device=device),
+        owners=torch.tensor(owners, device=device),
+    )
+
+
+def _segments(pieces: Iterable[Piece]) -> Iterable[Segment]:
+    start = 0
+    for owner, group in groupby(pieces, key=lambda piece: piece.owner):
+        own = tuple(group)
+        stop = start + sum(len(piece.example.ids) for piece in own)
+        yield Segment(owner, start, stop, own)
+        start = stop
