@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,8 @@ from cloud.augment import AugmentConfig
 from cloud.profiles import Consent
 from cloud.tasks import KINDS
 from cloud.train import TrainConfig
-from protos.artifacts import Artifact, open_artifact
+from protos.artifacts import MANIFEST, Artifact, open_artifact
+from protos.errors import InputError, PocketuneError
 from protos.progress import shown
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ train_options = options(
     _number("max_length", TrainConfig, "Tokens of prompt and completion."),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]),
                  default=TrainConfig.dtype, show_default=True, help="Type of the frozen base."),
+    click.option("--gradient-checkpointing", is_flag=True,
+                 help="Compute activations twice instead of keeping them: less memory, slower."),
 )  # fmt: skip
 
 
@@ -151,30 +154,136 @@ def augment_command(
 
 
 @click.command("train")
-@click.option("--dataset", required=True, type=DIRECTORY, help="A Dataset.")
+@click.option("--dataset", type=DIRECTORY, help="A Dataset.")
+@click.option(
+    "--users",
+    type=DIRECTORY,
+    multiple=True,
+    help="A Dataset of one of several users, or a folder of them; may be repeated.",
+)
 @click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
-@click.option("--out", required=True, type=DIRECTORY, help="Where the Adapter goes.")
+@click.option(
+    "--out",
+    required=True,
+    type=DIRECTORY,
+    help="Where the Adapter goes; with --users, a folder with one for each.",
+)
 @train_options
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    help="GiB to use beside the model; by default four fifths of what is free.",
+)
 @seed_option
 @threads_option
 @json_option
 def train_command(
-    dataset: Path, base: str, out: Path, threads: int, as_json: bool, **given: Any
+    dataset: Path | None,
+    users: tuple[Path, ...],
+    base: str,
+    out: Path,
+    threads: int,
+    memory: float | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
-    """Train a LoRA adapter on a Dataset; the result is a plain PEFT directory.
+    """Train a LoRA adapter on a Dataset, or on each of several users' at once.
+
+    The result is a plain PEFT directory; with --users, one in OUT for each Dataset, under its name.
+    A user whose data or training is at fault is reported at the end; the others are kept.
 
     \b
-    Example:
+    Examples:
       pocketune train --dataset work/dataset --base path/to/model --out work/adapter
+      pocketune train --users work/datasets --base path/to/model --out work/adapters
     """
     from cloud.train import train
     from protos.base_model import open_base
 
     started = time.monotonic()
+    config = pick(TrainConfig, given)
+    budget = None if memory is None else int(memory * (1 << 30))
+    if (dataset is None) == (not users):
+        raise click.UsageError("give either --dataset or --users")
+    if dataset is None:
+        answers = _train_users(named_datasets(users), base, out, config, threads, budget)
+        _print_users(answers, started, as_json)
+        return
     opened = open_artifact(dataset, "Dataset")
     with shown("train") as progress:
-        made = train(opened, open_base(base), out, pick(TrainConfig, given), threads, progress)
+        made = train(opened, open_base(base), out, config, threads, progress, budget)
     print_result(made, started, as_json)
+
+
+def named_datasets(folders: Sequence[Path]) -> dict[str, Path]:
+    """The Datasets that `--users` stands for, by the names of their directories.
+
+    Raises:
+        InputError: a folder holds none, or two have the same name.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        inside = [folder] if _is_artifact(folder) else sorted(filter(_is_artifact, _inside(folder)))
+        if not inside:
+            raise InputError(f"{folder}: no Dataset, and no folder of Datasets either")
+        for path in inside:
+            name = path.resolve().name
+            if name in found:
+                raise InputError(f"two Datasets are called {name}: {found[name]} and {path}")
+            found[name] = path
+    return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    visible = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in visible if not path.name.startswith(".")]
+
+
+def _is_artifact(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
+def _train_users(
+    datasets: dict[str, Path],
+    base: str,
+    out: Path,
+    config: TrainConfig,
+    threads: int,
+    memory_budget: int | None,
+) -> dict[str, Artifact | PocketuneError]:
+    """For each user the Adapter, or what is wrong with this one."""
+    from cloud.train import Member, train_many
+    from protos.base_model import open_base
+
+    answers: dict[str, Artifact | PocketuneError] = {}
+    members: dict[str, Member] = {}
+    for name, path in datasets.items():
+        try:
+            members[name] = Member(open_artifact(path, "Dataset"), out / name, config)
+        except PocketuneError as error:
+            answers[name] = error
+    with shown("train") as progress:
+        made = train_many(list(members.values()), open_base(base), threads, memory_budget, progress)
+    answers.update(zip(members, made, strict=True))
+    return {name: answers[name] for name in datasets}
+
+
+def _print_users(
+    answers: dict[str, Artifact | PocketuneError], started: float, as_json: bool
+) -> None:
+    """A line or an object for each user; raises at the end if one of them has no adapter."""
+    failed = {name: str(made) for name, made in answers.items() if isinstance(made, Exception)}
+    made = {name: made for name, made in answers.items() if not isinstance(made, Exception)}
+    if as_json:
+        results = {name: _described(artifact) for name, artifact in made.items()}
+        seconds = round(time.monotonic() - started, 2)
+        click.echo(json.dumps({"adapters": results, "errors": failed, "seconds": seconds}))
+    else:
+        for name, artifact in made.items():
+            click.echo(f"{name}: Adapter {artifact.id[:12]} in {artifact.path}")
+    if failed:
+        each = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise InputError(f"{len(failed)} of {len(answers)} users have no adapter: {each}")
 
 
 def import_profile(source: Path, out: Path, **given: Any) -> Artifact:
@@ -197,7 +306,6 @@ def read_source(source: Path, **given: Any) -> Profile:
     from cloud.lamp import named_task, read_lamp, task_of
     from cloud.profiles import Profile, read_jsonl_items
     from cloud.tasks import TASKS, custom_task
-    from protos.errors import InputError
 
     consent = Consent(given["purpose"], given["retention_days"], given["third_party"])
     name, outputs, user = given["task"], given["outputs"], given["user"]
@@ -224,17 +332,21 @@ def pick(config: type[C], given: dict[str, Any]) -> C:
 
 def print_result(artifact: Artifact, started: float, as_json: bool) -> None:
     """What a command made: for people a line, for scripts an object."""
-    manifest = artifact.manifest
     seconds = round(time.monotonic() - started, 2)
-    result = {
+    if as_json:
+        result = {"seconds": seconds, **_described(artifact)}
+        click.echo(json.dumps(result, ensure_ascii=False))
+    else:
+        kind = artifact.manifest.kind
+        click.echo(f"{kind} {artifact.id[:12]} in {artifact.path} ({seconds:.1f} s)")
+
+
+def _described(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    return {
         "kind": manifest.kind,
         "path": str(artifact.path),
         "id": manifest.id,
         "size_bytes": manifest.size_bytes,
-        "seconds": seconds,
         **manifest.measured,
     }
-    if as_json:
-        click.echo(json.dumps(result, ensure_ascii=False))
-    else:
-        click.echo(f"{manifest.kind} {manifest.id[:12]} in {artifact.path} ({seconds:.1f} s)")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from cloud.trainer.packing import Example
 
 _CHECKPOINT = "checkpoint.safetensors"
+_LARGEST = 1e30  # beyond it PyTorch's optimizers end in an overflow
 _BEST_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Tokens of a row that keep the device busy; longer ones only take memory."""
 
@@ -80,10 +81,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         positive = ("rank", "alpha", "learning_rate", "epochs", "batch_size", "patience")
         wrong = [
-            f"{name} is {getattr(self, name)}, expected above 0"
+            f"{name} is {getattr(self, name)}, expected above 0 and at most {_LARGEST:g}"
             for name in positive
-            if getattr(self, name) <= 0
+            if not 0 < getattr(self, name) <= _LARGEST
         ]
+        if not 0 <= self.weight_decay <= 1:
+            wrong.append(f"weight_decay is {self.weight_decay}, expected 0 to 1")
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 wrong.append(f"{name} is {getattr(self, name)}, expected 0 to below 1")

@@ -116,6 +116,7 @@ class _Passes:
 
     def plan(self, budget: Budget) -> None:
         """How long rows may be, from what a short one keeps for its backward pass."""
+        self._routing.factors = [self._learners[0].evaluated()]
         states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
         probe = pack([Piece(0, 0, Example([0] * _PROBE_TOKENS, 1))], self._model.device)
         with self._recomputing(self._recompute):
@@ -196,9 +197,7 @@ def _packed(model: Any, learners: Sequence[Learner]) -> Generator[_Passes]:
     model.set_attn_implementation(attention.register())
     try:
         with hooked(model, layers, routing):
-            passes = _Passes(model, learners, routing)
-            routing.factors = [learner.factors for learner in learners]
-            yield passes
+            yield _Passes(model, learners, routing)
     finally:
         model.set_attn_implementation(before)
 

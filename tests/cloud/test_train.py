@@ -188,6 +188,8 @@ def test_what_cannot_be_trained_is_refused(
         train(dataset, base, tmp_path / "a", TrainConfig(targets="no_such_proj"), 2)
     with pytest.raises(InputError, match=r"rank is 0.*learning_rate is -1"):
         TrainConfig(rank=0, learning_rate=-1)
+    with pytest.raises(InputError, match=r"learning_rate is 1e\+38.*weight_decay is nan"):
+        TrainConfig(learning_rate=1e38, weight_decay=float("nan"))
     with pytest.raises(InputError, match="lower --learning-rate"):
         train(
             dataset, base, tmp_path / "a", TrainConfig(**{**vars(FAST), "learning_rate": 1e30}), 1

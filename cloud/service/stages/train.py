@@ -20,7 +20,8 @@ from cloud.service.pipeline import Job, Result
 from cloud.service.stages.site import Site, base_of, open_checked, user_of
 from cloud.train import TrainConfig
 from protos.artifacts import open_artifact
-from protos.progress import Progress, part
+from protos.errors import PocketuneError
+from protos.progress import Progress
 from protos.v1 import adapters_pb2, profiles_pb2
 
 
@@ -59,12 +60,15 @@ def _options(job: Job) -> adapters_pb2.TrainOptions:
 def train_members(
     members: Sequence[Member], base: str, digest: str, threads: int, progress: Progress
 ) -> None:
-    """In the child: the stage function itself, for each member in turn."""
+    """In the child: the stage function itself, for all members together."""
+    together = [
+        cloud.train.Member(open_artifact(Path(m.dataset), "Dataset"), Path(m.out), m.config)
+        for m in members
+    ]
     model = open_checked(base, digest)
-    for number, member in enumerate(members):
-        dataset = open_artifact(Path(member.dataset), "Dataset")
-        own = part(progress, number / len(members), (number + 1) / len(members))
-        cloud.train.train(dataset, model, Path(member.out), member.config, threads, own)
+    for made in cloud.train.train_many(together, model, threads, progress=progress):
+        if isinstance(made, PocketuneError):
+            raise made
 
 
 def answer(site: Site, job: Job) -> Message:

@@ -105,7 +105,7 @@ def train_with_peft(model, user: User, steps: int | None = None) -> dict[str, to
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        user.history.append(float(loss))
+        user.history.append(loss.item())
     found = get_peft_model_state_dict(adapted)
     made = {name: tensor.detach().clone() for name, tensor in found.items()}
     adapted.unload()

@@ -1,0 +1,300 @@
+"""Training: adapters per hour for several users at once, against PEFT and transformers' Trainer.
+
+`python benchmarks/training.py [--quick] [--layers N] [--users 8]` trains 8 users × 16 items (30 to
+250 tokens, short completions) over the bundled base and over a random Llama of SmolLM-135M's shape.
+The peer trains one user after the other with the settings that suit it best: bf16, batches of like
+length, no evaluation, no checkpoints, one process and one base for all users. Both sides run in
+processes of their own, by turns, with the same hyperparameters and the same token ids, from the
+loading of the base to the written adapters; imports are not counted. Afterwards PEFT loads every
+adapter of both and the mean losses must agree within 1%.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.rows import Row
+from cloud.train import Member, TrainConfig, train_many
+from cloud.trainer.learner import schedule
+from protos.artifacts import create, open_artifact
+from protos.base_model import completion_ids, load_model, load_tokenizer, open_base, prompt_ids
+
+ROOT = Path(__file__).parents[1]
+AIM = 4.0
+ITEMS = 16
+SHAPE = {
+    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
+    "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
+}  # fmt: skip
+CONFIG = TrainConfig(learning_rate=1e-3, epochs=4, batch_size=8, patience=4)
+PEER = "PEFT + transformers.Trainer, bf16, one by one"
+
+
+def rows(quick: bool, work: Path) -> list[Row]:
+    """The figures; `quick`: the bundled base and one repeat only."""
+    work.mkdir(parents=True, exist_ok=True)
+    bundled = ROOT / "cloud" / "pocket" / "models" / "base"
+    if quick:
+        return [*compare(work / "bundled", bundled, "bundled base", users=4, repeats=1)]
+    base = make_base(work / "135m", SHAPE["num_hidden_layers"])
+    return [
+        *compare(work / "bundled", bundled, "bundled base", users=8, repeats=5),
+        *compare(work / "large", base, "135M shape", users=8, repeats=3),
+        *growth(work / "growth", bundled, "bundled base"),
+    ]
+
+
+def compare(work: Path, base: Path, name: str, users: int, repeats: int) -> list[Row]:
+    """Both sides by turns: adapters per hour and peak memory."""
+    make_datasets(work / "datasets", base, users)
+    ours: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    for number in range(repeats):
+        for side, found in (("ours", ours), ("peer", theirs)):
+            found.append(run_side(side, base, work / "datasets", work / f"{side}{number}"))
+            print(f"{name}, {side}: {found[-1]}", file=sys.stderr, flush=True)
+    losses = [mean_loss(base, work / "datasets", work / f"{side}0") for side in ("ours", "peer")]
+    if abs(losses[0] / losses[1] - 1) > 0.01:
+        raise SystemExit(f"{name}: losses differ by more than 1%: {losses}")
+    speed = [t["seconds"] / o["seconds"] for o, t in zip(ours, theirs, strict=True)]
+    memory = [t["peak_bytes"] / o["peak_bytes"] for o, t in zip(ours, theirs, strict=True)]
+    what = f"train {users} users × {ITEMS} items, {CONFIG.epochs} epochs, {name}"
+    hourly = [
+        3600 * users / statistics.median(run["seconds"] for run in side) for side in (ours, theirs)
+    ]
+    peak = [statistics.median(run["peak_bytes"] for run in side) / 1e6 for side in (ours, theirs)]
+    note = f"mean loss {losses[0]:.4f} against {losses[1]:.4f}"
+    return [
+        Row(f"{what}: adapters per hour", hourly[0], "1/h", PEER, hourly[1],
+            statistics.median(speed), (min(speed), max(speed)), AIM, note),
+        Row(f"{what}: peak memory", peak[0], "MB", PEER, peak[1],
+            statistics.median(memory), (min(memory), max(memory))),
+    ]  # fmt: skip
+
+
+def growth(work: Path, base: Path, name: str) -> list[Row]:
+    """Adapters per hour for 1 to 32 users; the ratio is to one user."""
+    make_datasets(work / "datasets", base, 32)
+    found: list[Row] = []
+    single = 0.0
+    for users in (1, 2, 4, 8, 16, 32):
+        ran = run_side("ours", base, work / "datasets", work / f"of{users}", users)
+        hourly = 3600 * users / ran["seconds"]
+        single = single or hourly
+        what = f"train {users} users × {ITEMS} items, {name}: adapters per hour"
+        found.append(Row(what, hourly, "1/h", "one user", single, hourly / single))
+    return found
+
+
+def run_side(side: str, base: Path, datasets: Path, out: Path, users: int = 0) -> dict[str, Any]:
+    """One side in a process of its own: seconds and the peak of its memory."""
+    command = [sys.executable, "-m", "benchmarks.training", "--side", side, "--base", str(base),
+               "--datasets", str(datasets), "--out", str(out), "--users", str(users)]  # fmt: skip
+    environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def train_ours(base: Path, datasets: list[Path], out: Path, threads: int) -> None:
+    """The product's function, whole."""
+    members = [Member(open_artifact(path), out / path.name, CONFIG) for path in datasets]
+    for made in train_many(members, open_base(str(base)), threads):
+        if isinstance(made, Exception):
+            raise made
+
+
+def train_theirs(base: Path, datasets: list[Path], out: Path, threads: int) -> None:
+    """What a user would write with PEFT and transformers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    torch.set_num_threads(threads)
+    opened = open_base(str(base))
+    tokenizer = load_tokenizer(opened)
+    model: Any = load_model(opened, torch.bfloat16)
+    for path in datasets:
+        torch.manual_seed(CONFIG.seed)
+        lora = LoraConfig(r=CONFIG.rank, lora_alpha=CONFIG.alpha, target_modules="all-linear",
+                          task_type="CAUSAL_LM")  # fmt: skip
+        adapted = get_peft_model(model, lora)
+        arguments = TrainingArguments(
+            str(out / "trainer"), per_device_train_batch_size=CONFIG.batch_size,
+            num_train_epochs=CONFIG.epochs, learning_rate=CONFIG.learning_rate, bf16=True,
+            use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length",
+            save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True, dataloader_num_workers=0, seed=CONFIG.seed,
+        )  # fmt: skip
+        examples = encoded(tokenizer, path)
+        last = math.ceil(len(examples) / CONFIG.batch_size) * CONFIG.epochs
+        optimizer = torch.optim.AdamW(
+            [p for p in adapted.parameters() if p.requires_grad],
+            lr=CONFIG.learning_rate, weight_decay=CONFIG.weight_decay,
+        )  # fmt: skip
+        same = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, functools.partial(schedule, last=last, warmup=CONFIG.warmup)
+        )
+        trainer = Trainer(
+            adapted, arguments, train_dataset=examples, data_collator=padded,
+            optimizers=(optimizer, same),
+        )  # fmt: skip
+        trainer.train()
+        adapted.save_pretrained(str(out / path.name), save_embedding_layers=False)
+        model = adapted.unload()
+
+
+def encoded(tokenizer: Any, dataset: Path) -> list[dict[str, list[int]]]:
+    """The training rows with labels on completions only, as transformers wants them."""
+    found: list[dict[str, list[int]]] = []
+    for line in (dataset / "train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        prompt = prompt_ids(tokenizer, row["prompt"])
+        completion = completion_ids(tokenizer, row["completion"])
+        labels = [-100] * len(prompt) + completion
+        found.append({"input_ids": prompt + completion, "labels": labels})
+    return found
+
+
+def padded(batch: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """A batch as tensors, padded to its longest row."""
+    import torch
+
+    longest = max(len(row["input_ids"]) for row in batch)
+
+    def filled(values: list[list[int]], blank: int) -> torch.Tensor:
+        return torch.tensor([own + [blank] * (longest - len(own)) for own in values])
+
+    return {
+        "input_ids": filled([row["input_ids"] for row in batch], 0),
+        "attention_mask": filled([[1] * len(row["input_ids"]) for row in batch], 0),
+        "labels": filled([row["labels"] for row in batch], -100),
+    }
+
+
+def mean_loss(base: Path, datasets: Path, adapters: Path) -> float:
+    """Mean cross-entropy of the training rows' completions over all users, PEFT in float32."""
+    import torch
+    from peft import PeftModel
+
+    opened = open_base(str(base))
+    tokenizer, model = load_tokenizer(opened), load_model(opened, torch.float32)
+    losses: list[float] = []
+    for path in sorted(datasets.iterdir()):
+        adapted: Any = PeftModel.from_pretrained(model, str(adapters / path.name))
+        for row in encoded(tokenizer, path)[: ITEMS // 4]:
+            ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+            with torch.no_grad():
+                losses.append(float(adapted(input_ids=ids, labels=labels).loss))
+        model = adapted.unload()
+    return sum(losses) / len(losses)
+
+
+def make_base(directory: Path, layers: int) -> Path:
+    """A random model of the 135M shape with the bundled tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    if not directory.exists():
+        torch.manual_seed(0)
+        config = LlamaConfig(**{**SHAPE, "num_hidden_layers": layers})
+        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+        bundled = ROOT / "cloud" / "pocket" / "models" / "base"
+        AutoTokenizer.from_pretrained(bundled).save_pretrained(directory)
+    return directory
+
+
+def make_datasets(directory: Path, base: Path, users: int) -> list[Path]:
+    """Users with items of 30 to 250 tokens, each user with a way of answering."""
+    tokenizer = load_tokenizer(open_base(str(base)))
+    words = sorted(
+        word.removeprefix("Ġ")
+        for word in tokenizer.get_vocab()
+        if word[1:].isalpha() and len(word) > 4
+    )
+    made: list[Path] = []
+    for user in range(users):
+        chance = random.Random(user)
+        own = chance.sample(words, 12)
+
+        def item(chance: random.Random = chance, own: list[str] = own) -> dict[str, str]:
+            tokens = chance.randint(30, 250)
+            prompt = "Generate a headline for the following article:"
+            while len(prompt_ids(tokenizer, prompt)) < tokens - 12:
+                prompt += " " + chance.choice(words)
+            return {"prompt": prompt, "completion": " ".join(chance.choices(own, k=5))}
+
+        path = directory / f"user{user:02}"
+        made.append(path)
+        if path.exists():
+            continue
+        with create(path, "Dataset", {}, {"user": user}) as draft:
+            for name, count in (("train.jsonl", ITEMS), ("valid.jsonl", 2)):
+                lines = [json.dumps(item()) for _ in range(count)]
+                (draft.path / name).write_text("\n".join(lines) + "\n")
+    return made
+
+
+def main() -> None:
+    """The rows, or one side of a comparison where `--side` says so."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--layers", type=int, help="Compare on this many layers of 135M only.")
+    arguments.add_argument("--repeats", type=int, default=3)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--users", type=int, default=0)
+    arguments.add_argument("--side", choices=["ours", "peer"])
+    arguments.add_argument("--base", type=Path)
+    arguments.add_argument("--datasets", type=Path)
+    arguments.add_argument("--out", type=Path)
+    given = arguments.parse_args()
+    if given.side:
+        measure_side(given)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if given.layers:
+            base = make_base(work / "base", given.layers)
+            name = f"{given.layers} layers of 135M"
+            found = compare(work / "few", base, name, given.users or 8, given.repeats)
+        else:
+            found = rows(given.quick, work)
+    print(json.dumps([asdict(row) for row in found], indent=1))
+
+
+def measure_side(given: argparse.Namespace) -> None:
+    """Train with one side and print what it took."""
+    import peft  # noqa: F401  # imports are no part of the time
+    import torch
+    import transformers.trainer
+
+    threads = min(given.threads, torch.get_num_threads())
+    del transformers
+    datasets = sorted(given.datasets.iterdir())[: given.users or None]
+    side = train_ours if given.side == "ours" else train_theirs
+    started, used = time.perf_counter(), time.process_time()
+    side(given.base, datasets, given.out, threads)
+    seconds, processor = time.perf_counter() - started, time.process_time() - used
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "processor_seconds": processor}))
+
+
+if __name__ == "__main__":
+    main()
