@@ -23,7 +23,6 @@ from protos.progress import Progress
 
 FAMILIES = ("gemma3_text", "llama", "phi", "phi3", "qwen2", "qwen3", "smollm3")
 _DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
-_PROBE_TOKENS = 64
 
 
 def unsupported(model: Any, layers: Sequence[str]) -> str | None:
@@ -115,15 +114,17 @@ class _Passes:
         self._tokens = 0
 
     def plan(self, budget: Budget) -> None:
-        """How long rows may be, from what a short one keeps for its backward pass."""
+        """How long rows may be, from what the longest sequence keeps for its backward pass."""
+        rows = [row for learner in self._learners for row in learner.rows]
+        longest = max(len(row.ids) for row in rows)
         self._routing.factors = [self._learners[0].evaluated()]
         states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
-        probe = pack([Piece(0, 0, Example([0] * _PROBE_TOKENS, 1))], self._model.device)
+        probe = pack([Piece(0, 0, Example([0] * longest, 1))], self._model.device)
         with self._recomputing(self._recompute):
             saved = saved_bytes(lambda: self._states(probe))
         layer = saved / self._model.config.num_hidden_layers
         transient = saved if self._recompute else 2 * layer
-        self._tokens = budget.tokens(states, int((saved + transient) / _PROBE_TOKENS))
+        self._tokens = budget.tokens(states, int((saved + transient) / longest))
 
     def step(self, learners: Sequence[Learner]) -> float:
         """One step of each; the mean of their losses."""
