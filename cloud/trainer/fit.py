@@ -121,7 +121,7 @@ class _Passes:
         states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
         probe = pack([Piece(0, 0, Example([0] * longest, 1))], self._model.device)
         with self._recomputing(self._recompute):
-            saved = saved_bytes(lambda: self._states(probe))
+            saved = saved_bytes(lambda: self._states(probe), self._model.parameters())
         layer = saved / self._model.config.num_hidden_layers
         transient = saved if self._recompute else 2 * layer
         self._tokens = budget.tokens(states, int((saved + transient) / longest))

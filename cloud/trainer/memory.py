@@ -6,7 +6,7 @@ changes a result: a smaller budget means shorter rows and more rounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -63,13 +63,14 @@ def free_bytes(device: torch.device) -> int:
     return int(min(psutil.virtual_memory().available, _container_bytes()) * _SHARE)
 
 
-def saved_bytes(forward: Callable[[], object]) -> int:
+def saved_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) -> int:
     """Bytes that a forward pass keeps for its backward pass, each storage once, weights aside."""
+    there = {weight.untyped_storage().data_ptr() for weight in weights}
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in there:
             kept[storage.data_ptr()] = storage.nbytes()
             held.append(tensor)  # a freed one would give its address to the next
         return tensor

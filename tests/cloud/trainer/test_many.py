@@ -1,0 +1,280 @@
+"""`train_many` and `train --users`: artifacts for many users, through kills and bad data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from cloud.profiles import write_rows
+from cloud.train import Member, TrainConfig, train, train_many
+from cloud.trainer.memory import Budget, rounds, saved_bytes
+from pocketune import main
+from protos.artifacts import Artifact, create, open_artifact
+from protos.base_model import BaseModel, open_base
+from protos.errors import InputError, PocketuneError
+
+FAST = TrainConfig(learning_rate=2e-2, epochs=4, batch_size=4, dtype="float32", rank=4, patience=9)
+ROWS = [
+    {"prompt": f"news {n} " + "of the fox " * (n % 5), "completion": f"Fox {n % 3} jumps"}
+    for n in range(24)
+]
+BAD = [*ROWS[:3], {"prompt": "what?", "completion": " "}]
+
+
+def make_dataset(path: Path, rows: list[dict[str, str]]) -> Artifact:
+    with create(path, "Dataset", {"profile": path.name}, {}) as draft:
+        write_rows(draft.path / "train.jsonl", rows)
+        write_rows(draft.path / "valid.jsonl", ROWS[-2:])
+    return open_artifact(path)
+
+
+@pytest.fixture
+def base(tiny_base: Path) -> BaseModel:
+    return open_base(str(tiny_base))
+
+
+def made(answers: list[Artifact | PocketuneError]) -> list[Artifact]:
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+    return [answer for answer in answers if isinstance(answer, Artifact)]
+
+
+def tensors(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return load_file(artifact.file("adapter_model.safetensors"))
+
+
+def assert_same(left: Artifact, right: Artifact) -> None:
+    one, other = tensors(left), tensors(right)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert float((tensor - other[name]).norm() / tensor.norm()) < 1e-4, name
+
+
+def test_many_are_as_each_alone_also_in_rounds_of_little_memory(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    configs = [
+        TrainConfig(**{**vars(FAST), "rank": 2 + n, "targets": targets})
+        for n, targets in enumerate(("all-linear", "q_proj,v_proj", "down_proj"))
+    ]
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 8]) for n in range(3)]
+    groups: dict[str, list[Artifact]] = {}
+    for name, budget in (("roomy", None), ("scarce", 250_000)):
+        members = [
+            Member(dataset, tmp_path / name / str(n), config)
+            for n, (dataset, config) in enumerate(zip(datasets, configs, strict=True))
+        ]
+        groups[name] = made(train_many(members, base, 1, budget))
+    users = {name: [a.manifest.measured["users"] for a in own] for name, own in groups.items()}
+    assert users == {"roomy": [3, 3, 3], "scarce": [1, 2, 2]}
+    assert "recomputed" in groups["scarce"][0].manifest.measured
+    for number, (roomy, scarce) in enumerate(zip(groups["roomy"], groups["scarce"], strict=True)):
+        alone = train(datasets[number], base, tmp_path / f"a{number}", configs[number], 1)
+        assert roomy.manifest.measured["trainer"] == "packed"
+        assert_same(roomy, alone)
+        assert_same(scarce, alone)
+
+
+def test_a_bad_user_ends_alone_and_the_others_are_kept(tmp_path: Path, base: BaseModel) -> None:
+    wild = TrainConfig(**{**vars(FAST), "learning_rate": 1e30})
+    nowhere = TrainConfig(**{**vars(FAST), "targets": "no_such_proj"})
+    sound = make_dataset(tmp_path / "sound", ROWS[:8])
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("a user's own")
+    members = [
+        Member(sound, tmp_path / "wild", wild),
+        Member(make_dataset(tmp_path / "bad", BAD), tmp_path / "empty", FAST),
+        Member(sound, tmp_path / "fine", FAST),
+        Member(sound, tmp_path / "nowhere", nowhere),
+        Member(sound, tmp_path / "taken", FAST),
+        Member(sound, tmp_path / "gone", FAST, wanted=lambda: False),
+    ]
+    answers = train_many(members, base, 1)
+    alone = train(sound, base, tmp_path / "alone", FAST, 1)
+    assert isinstance(answers[2], Artifact)
+    assert_same(answers[2], alone)
+    errors = [str(answer) for answer in (*answers[:2], *answers[3:])]
+    expected = [
+        "lower --learning-rate", "line 4: an empty completion", "no_such_proj",
+        "not a Pocketune artifact", "cancelled",
+    ]  # fmt: skip
+    for error, says in zip(errors, expected, strict=True):
+        assert says in error
+        assert "\n" not in error
+    assert not (tmp_path / "wild").exists()
+
+
+def test_finished_adapters_are_skipped_and_other_inputs_train_anew(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 6]) for n in range(2)]
+    members = [Member(d, tmp_path / "out" / str(n), FAST) for n, d in enumerate(datasets)]
+    first = made(train_many(members, base, 1))
+    stamps = [(a.path / "manifest.json").stat().st_mtime_ns for a in first]
+    other = TrainConfig(**{**vars(FAST), "seed": 5})
+    changed = [members[0], Member(datasets[1], members[1].out, other)]
+    again = made(train_many(changed, base, 1))
+    assert (again[0].path / "manifest.json").stat().st_mtime_ns == stamps[0]
+    assert again[0].id == first[0].id
+    assert again[1].id != first[1].id
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_the_same_place_twice_is_refused(tmp_path: Path, base: BaseModel) -> None:
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    with pytest.raises(InputError, match=r"out: asked for twice; give each user"):
+        train_many([Member(dataset, tmp_path / "out", FAST)] * 2, base, 1)
+
+
+def test_what_cannot_be_packed_is_trained_with_peft_and_says_so(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=352, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
+    )  # fmt: skip
+    MistralForCausalLM(config).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
+    said: list[str] = []
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 6]) for n in range(2)]
+    members = [Member(d, tmp_path / f"a{n}", FAST) for n, d in enumerate(datasets)]
+    base = open_base(str(tmp_path / "base"))
+    answers = made(train_many(members, base, 1, progress=lambda m, _: said.append(m)))
+    for answer in answers:
+        measured = answer.manifest.measured
+        assert "alone with PEFT: mistral is none of" in measured["trainer"]
+        assert measured["valid_loss_after"] < measured["valid_loss_before"]
+    assert "(alone with PEFT: mistral" in said[0]
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    from cloud.train import Member, TrainConfig, train_many
+    from protos.artifacts import open_artifact
+    from protos.base_model import open_base
+    folder = Path(sys.argv[2])
+    def config(n):
+        return TrainConfig(learning_rate=2e-2, epochs=(1, 4, 4)[n], batch_size=4, dtype="float32",
+                           rank=4, patience=9)
+    members = [Member(open_artifact(folder / f"d{n}"), folder / sys.argv[3] / str(n), config(n))
+               for n in range(3)]
+    def progress(message, fraction):
+        print(fraction, flush=True)
+    answers = train_many(members, open_base(sys.argv[1]), 1, None, progress)
+    print([answer.id for answer in answers])
+"""
+
+
+@pytest.mark.slow
+def test_killed_with_one_finished_and_two_under_way_it_ends_the_same(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    for number in range(3):
+        make_dataset(tmp_path / f"d{number}", ROWS[number : number + 10])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tiny_base), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(
+        [*command, "whole"], capture_output=True, text=True, check=True, env=environment
+    )
+    process = subprocess.Popen(
+        [*command, "out"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if float(line) > 0.6:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    process.stdout.close()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.name[0] != ".") == ["0"]
+    assert len(list((tmp_path / "out").glob(".*.work/checkpoint.safetensors"))) == 2
+    resumed = subprocess.run(
+        [*command, "out"], capture_output=True, text=True, check=True, env=environment
+    )
+    fractions = [float(line) for line in resumed.stdout.splitlines()[:-1]]
+    assert fractions[0] > 0.4, "it began again instead of going on"
+    for number in range(3):
+        assert_same(
+            open_artifact(tmp_path / "whole" / str(number)),
+            open_artifact(tmp_path / "out" / str(number)),
+        )
+    assert len(whole.stdout.splitlines()) > len(resumed.stdout.splitlines())
+
+
+def test_the_command_trains_a_folder_of_users_and_reports_the_bad_one(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    for name, own in (("ann", ROWS[:6]), ("bob", BAD), ("eve", ROWS[6:12])):
+        make_dataset(tmp_path / "users" / name, own)
+    (tmp_path / "users" / "eve" / "train.jsonl").write_text("altered")
+    arguments = [
+        "train", "--users", str(tmp_path / "users"), "--base", str(tiny_base), "--out",
+        str(tmp_path / "out"), "--epochs", "1", "--memory", "0.5", "--threads", "1",
+        "--dtype", "float32", "--json",
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 2
+    result = json.loads(done.stdout)
+    assert list(result["adapters"]) == ["ann"]
+    assert set(result["errors"]) == {"bob", "eve"}
+    assert "2 of 3 users have no adapter: bob: " in done.stderr
+    assert "train.jsonl was altered" in done.stderr or "has 7 bytes" in done.stderr
+    assert open_artifact(tmp_path / "out" / "ann", "Adapter").id == result["adapters"]["ann"]["id"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "give either --dataset or --users"),
+        (["--dataset", "x", "--users", "y"], "give either --dataset or --users"),
+        (["--users", "nothing"], "no Dataset, and no folder of Datasets either"),
+        (["--users", "users", "--users", "users/ann"], "two Datasets are called ann"),
+        (["--users", "users", "--memory", "0"], "--memory"),
+    ],
+)
+def test_bad_arguments_get_one_line(
+    tmp_path: Path,
+    tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_dataset(tmp_path / "users" / "ann", ROWS[:6])
+    common = ["train", "--base", str(tiny_base), "--out", "out"]
+    done = CliRunner().invoke(main, [*common, *arguments])
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounds_hold_what_fits_and_at_least_one() -> None:
+    assert rounds([3, 3, 3, 9, 1], lambda size: size, 6) == [[3, 3], [3], [9], [1]]
+    assert rounds([], lambda size: size, 6) == []
+
+
+def test_a_row_has_the_tokens_that_fit_beside_the_users() -> None:
+    fixed = 3 * 4 * (1 << 23)
+    assert Budget(fixed + 10_000, 4096).tokens(4_000, 30) == 200
+    assert Budget(fixed + 10_000_000, 4096).tokens(4_000, 30) == 4096
+    assert Budget(fixed, 4096).tokens(4_000, 30) == 0
+
+
+def test_what_a_forward_pass_keeps_is_counted_once_and_without_weights() -> None:
+    weight = torch.nn.Parameter(torch.zeros(30, 20))
+    x = torch.zeros(7, 20, requires_grad=True)
+    held: list[torch.Tensor] = []
+    found = saved_bytes(lambda: held.append(torch.relu(torch.nn.functional.linear(x, weight))))
+    assert found == 4 * (7 * 20 + 7 * 30)  # x for the weight's gradient, relu's result
