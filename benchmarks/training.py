@@ -141,7 +141,8 @@ def train_theirs(base: Path, datasets: list[Path], out: Path, threads: int) -> N
             str(out / "trainer"), per_device_train_batch_size=CONFIG.batch_size,
             num_train_epochs=CONFIG.epochs, learning_rate=CONFIG.learning_rate, bf16=True,
             use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length",
-            save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True, dataloader_num_workers=0, seed=CONFIG.seed,
+            save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True,
+            dataloader_num_workers=0, seed=CONFIG.seed,
         )  # fmt: skip
         examples = encoded(tokenizer, path)
         last = math.ceil(len(examples) / CONFIG.batch_size) * CONFIG.epochs

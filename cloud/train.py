@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LARGEST = 1e30  # beyond it PyTorch's optimizers end in an overflow
-_BEST_TOKENS = {"cpu": 4096, "cuda": 32768}
+_BEST_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a row that keep the device busy; longer ones only take memory."""
 
 
