@@ -41,7 +41,7 @@ SHAPE = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
     "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
-CONFIG = TrainConfig(learning_rate=1e-3, epochs=4, batch_size=8, patience=4)
+CONFIG = TrainConfig(learning_rate=5e-4, epochs=4, batch_size=8, patience=4)
 PEER = "PEFT + transformers.Trainer, bf16, one by one"
 
 
@@ -200,7 +200,7 @@ def mean_loss(base: Path, datasets: Path, adapters: Path) -> float:
     losses: list[float] = []
     for path in sorted(datasets.iterdir()):
         adapted: Any = PeftModel.from_pretrained(model, str(adapters / path.name))
-        for row in encoded(tokenizer, path)[: ITEMS // 4]:
+        for row in encoded(tokenizer, path)[: ITEMS // 2]:
             ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
             with torch.no_grad():
                 losses.append(float(adapted(input_ids=ids, labels=labels).loss))

@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "pocketune_packed"
 _SHORT = 512
+_MULTIPLE = 32
+"""Lengths are filled up to multiples of it: the libraries compile a kernel for every shape."""
 
 
 def register() -> str:
@@ -85,14 +87,14 @@ class _Short(torch.autograd.Function):
         shared, kept = key.shape[1], list[torch.Tensor]()
         out = query.new_empty(1, tokens, heads, width)
         for own in _spans(lengths):
-            length = own.stop - own.start
-            q = query[0, :, own].reshape(shared, -1, width)  # [kv heads, group · length, head_dim]
-            scores = (q @ key[0, :, own].transpose(1, 2)).view(heads, length, length)
+            length = _rounded(own)
+            q = _filled(query, own).view(shared, -1, width)  # [kv heads, group · length, head_dim]
+            scores = (q @ _filled(key, own).transpose(1, 2)).view(heads, length, length)
             scores = scores.float().mul_(scale)
             scores.masked_fill_(~_seen(length, window, q.device), float("-inf"))
             chances = scores.softmax(-1).to(q.dtype).view(shared, -1, length)
-            attended = (chances @ value[0, :, own]).view(heads, length, width)
-            out[0, own] = attended.transpose(0, 1)
+            attended = (chances @ _filled(value, own)).view(heads, length, width)
+            out[0, own] = attended.transpose(0, 1)[: own.stop - own.start]
             kept.append(chances)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.lengths, ctx.scale = lengths, scale
@@ -108,18 +110,30 @@ class _Short(torch.autograd.Function):
         dkey = query.new_empty(1, tokens, shared, width).transpose(1, 2)
         dvalue = torch.empty_like(dkey)
         for own, chances in zip(_spans(ctx.lengths), kept, strict=True):
-            length = own.stop - own.start
-            q = query[0, :, own].reshape(shared, -1, width)
-            d = dout[0, own].transpose(0, 1).reshape(shared, -1, width)
-            dvalue[0, :, own] = chances.transpose(1, 2) @ d
-            change = d @ value[0, :, own].transpose(1, 2)
+            length, real = _rounded(own), own.stop - own.start
+            q = _filled(query, own).view(shared, -1, width)
+            d = _filled(dout.transpose(1, 2), own).view(shared, -1, width)
+            dvalue[0, :, own] = (chances.transpose(1, 2) @ d)[:, :real]
+            change = d @ _filled(value, own).transpose(1, 2)
             # d softmax: p · (dp - sum(p · dp))
             product = change.float().mul_(chances)
             product.addcmul_(chances.float(), product.sum(-1, keepdim=True), value=-1)
             dscores = product.mul_(ctx.scale).to(q.dtype)
-            dquery[0, :, own] = (dscores @ key[0, :, own]).view(heads, length, width)
-            dkey[0, :, own] = dscores.transpose(1, 2) @ q
+            found = (dscores @ _filled(key, own)).view(heads, length, width)
+            dquery[0, :, own] = found[:, :real]
+            dkey[0, :, own] = (dscores.transpose(1, 2) @ q)[:, :real]
         return dquery, dkey, dvalue, None, None, None
+
+
+def _rounded(own: slice) -> int:
+    """A sequence's length with its filler, which comes last, so that no real token sees it."""
+    return -(-(own.stop - own.start) // _MULTIPLE) * _MULTIPLE
+
+
+def _filled(tensor: torch.Tensor, own: slice) -> torch.Tensor:
+    """A sequence of `[1, heads, tokens, head_dim]`: `[heads, rounded length, head_dim]`."""
+    filler = _rounded(own) - (own.stop - own.start)
+    return torch.nn.functional.pad(tensor[0, :, own], (0, 0, 0, filler)).contiguous()
 
 
 def _spans(lengths: Sequence[int]) -> Iterator[slice]:

@@ -186,7 +186,9 @@ class Learner:
                 seed = (seed * 1_000_003 + part) % (1 << 62)
             generator = torch.Generator().manual_seed(seed)
             made.append(torch.rand(len(piece.example.ids), width, generator=generator) < kept)
-        return (torch.cat(made).float() / kept).to(self.flat.device)
+        masks = torch.cat(made).float() / kept
+        filler = segment.stop - segment.start - len(masks)
+        return torch.nn.functional.pad(masks, (0, 0, 0, filler)).to(self.flat.device)
 
 
 def require_finite(loss: float, step: int, config: TrainConfig, which: str = "training") -> None:

@@ -1,19 +1,23 @@
 """Packing: sequences of several users become one row of tokens, without padding.
 
 In: examples and whose they are. Out: rows `[1, tokens]` in which a user's tokens are contiguous,
-and where in them something is to be predicted.
+and where in them something is to be predicted. Each user's tokens are filled up to a multiple of 64
+by a sequence of their own that nothing is learned from: the libraries below compile a kernel for
+every shape that they meet, which takes time and stays in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segment:
-    """The tokens `start` to `stop` of a row: those of one user, sequence by sequence."""
+    """The tokens `start` to `stop` of a row: those of one user, sequence by sequence, then filler."""
 
     owner: int
     start: int
@@ -82,32 +86,31 @@ def pack(pieces: Sequence[Piece], device: torch.device) -> Row:
     """One row of these pieces, which come in order of their owners."""
     import torch
 
-    ids = [token for piece in pieces for token in piece.example.ids]
-    lengths = tuple(len(piece.example.ids) for piece in pieces)
+    ids: list[int] = []
+    lengths: list[int] = []
     predicting: list[int] = []
     owners: list[int] = []
-    end = 0
-    for piece, length in zip(pieces, lengths, strict=True):
-        end += length
-        learned = min(piece.example.completion, length - 1)  # nothing predicts the first token
-        predicting += range(end - learned - 1, end - 1)
-        owners += [piece.owner] * learned
+    segments: list[Segment] = []
+    for owner, group in groupby(pieces, key=lambda piece: piece.owner):
+        start, own = len(ids), tuple(group)
+        for piece in own:
+            length = len(piece.example.ids)
+            learned = min(piece.example.completion, length - 1)  # nothing predicts the first token
+            ids += piece.example.ids
+            lengths.append(length)
+            predicting += range(len(ids) - learned - 1, len(ids) - 1)
+            owners += [owner] * learned
+        if filler := -len(ids) % _MULTIPLE:
+            ids += [0] * filler
+            lengths.append(filler)
+        segments.append(Segment(owner, start, len(ids), own))
     positions = [position for length in lengths for position in range(length)]
     return Row(
         ids=torch.tensor([ids], device=device),
         positions=torch.tensor([positions], device=device),
-        lengths=lengths,
-        segments=tuple(_segments(pieces)),
+        lengths=tuple(lengths),
+        segments=tuple(segments),
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor([ids[at + 1] for at in predicting], device=device),
         owners=torch.tensor(owners, device=device),
     )
-
-
-def _segments(pieces: Iterable[Piece]) -> Iterable[Segment]:
-    start = 0
-    for owner, group in groupby(pieces, key=lambda piece: piece.owner):
-        own = tuple(group)
-        stop = start + sum(len(piece.example.ids) for piece in own)
-        yield Segment(owner, start, stop, own)
-        start = stop
