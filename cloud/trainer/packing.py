@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segment:
-    """The tokens `start` to `stop` of a row: those of one user, sequence by sequence, then filler."""
+    """The tokens `start` to `stop` of a row: one user's, sequence by sequence, then filler."""
 
     owner: int
     start: int
