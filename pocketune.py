@@ -157,6 +157,12 @@ def main() -> None:
 @click.option("--context-length", type=click.IntRange(min=1), help="Positions of the KV cache.")
 @click.option("--base-bundle", type=DIRECTORY, help="Where the BaseBundle is, or goes.")
 @click.option("--merged", is_flag=True, help="Export a merged program too, to compare with.")
+@click.option(
+    "--shipped/--float",
+    default=False,
+    show_default=True,
+    help="Train over the weights that the phone holds, or over the base's own.",
+)
 @cloud_cli.profile_options
 @cloud_cli.augment_options
 @cloud_cli.train_options
@@ -280,6 +286,7 @@ def personalize(
     context_length: int | None,
     base_bundle: Path | None,
     merged: bool,
+    shipped: bool,
     **given: Any,
 ) -> Result:
     """The main job, stage by stage; each stage is skipped if its result is there already."""
@@ -299,13 +306,14 @@ def personalize(
     profile = cloud_cli.import_profile(source, out / "profile", **given)
     with shown("augment") as progress:
         dataset = augment(profile, writer, out / "dataset", augmenting, progress)
-    with shown("train") as progress:
-        adapter = train(dataset, model, out / "adapter", training, threads, progress)
     with shown("export base") as progress:
         lowered = export_base(
             base, base_bundle or out / "base-bundle", recipe, rank=training.rank,
             context_length=context_length, threads=threads, progress=progress,
         )  # fmt: skip
+    over = lowered if shipped else None
+    with shown("train") as progress:
+        adapter = train(dataset, model, out / "adapter", training, threads, progress, shipped=over)
     prompts = read_prompts(dataset.path)
     with shown("export adapter") as progress:
         bundle = export_adapter(

@@ -168,6 +168,11 @@ def augment_command(
     type=DIRECTORY,
     help="Where the Adapter goes; with --users, a folder with one for each.",
 )
+@click.option(
+    "--shipped",
+    type=DIRECTORY,
+    help="BaseBundle of the base: train over the weights that the phone holds.",
+)
 @train_options
 @click.option(
     "--memory",
@@ -182,6 +187,7 @@ def train_command(
     users: tuple[Path, ...],
     base: str,
     out: Path,
+    shipped: Path | None,
     threads: int,
     memory: float | None,
     as_json: bool,
@@ -196,6 +202,8 @@ def train_command(
     Examples:
       pocketune train --dataset work/dataset --base path/to/model --out work/adapter
       pocketune train --users work/datasets --base path/to/model --out work/adapters
+      pocketune train --dataset work/dataset --base path/to/model --out work/adapter \\
+          --shipped work/base-bundle
     """
     from cloud.train import train
     from protos.base_model import open_base
@@ -205,13 +213,14 @@ def train_command(
     budget = None if memory is None else int(memory * (1 << 30))
     if (dataset is None) == (not users):
         raise click.UsageError("give either --dataset or --users")
+    over = open_artifact(shipped, "BaseBundle") if shipped else None
     if dataset is None:
-        answers = _train_users(named_datasets(users), base, out, config, threads, budget)
+        answers = _train_users(named_datasets(users), base, out, config, threads, budget, over)
         _print_users(answers, started, as_json)
         return
     opened = open_artifact(dataset, "Dataset")
     with shown("train") as progress:
-        made = train(opened, open_base(base), out, config, threads, progress, budget)
+        made = train(opened, open_base(base), out, config, threads, progress, budget, over)
     print_result(made, started, as_json)
 
 
@@ -250,6 +259,7 @@ def _train_users(
     config: TrainConfig,
     threads: int,
     memory_budget: int | None,
+    shipped: Artifact | None,
 ) -> dict[str, Artifact | PocketuneError]:
     """For each user the Adapter, or what is wrong with this one."""
     from cloud.train import Member, train_many
@@ -263,7 +273,9 @@ def _train_users(
         except PocketuneError as error:
             answers[name] = error
     with shown("train") as progress:
-        made = train_many(list(members.values()), open_base(base), threads, memory_budget, progress)
+        made = train_many(
+            list(members.values()), open_base(base), threads, memory_budget, progress, shipped
+        )
     answers.update(zip(members, made, strict=True))
     return {name: answers[name] for name in datasets}
 

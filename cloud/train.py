@@ -36,6 +36,7 @@ from protos.base_model import (
 )
 from protos.errors import InputError, PocketuneError
 from protos.progress import Progress, part, silent
+from protos.shipped_weights import load_shipped
 
 if TYPE_CHECKING:
     import torch
@@ -115,15 +116,20 @@ def train(
     threads: int,
     progress: Progress = silent,
     memory_budget: int | None = None,
+    shipped: Artifact | None = None,
 ) -> Artifact:
     """Train the adapter of one Dataset; an unchanged one is left as it is.
+
+    shipped: a BaseBundle of the base; the adapter is then trained over the weights that a phone
+    holds, so that it also makes up for what their quantization changed.
 
     Raises:
         InputError: the dataset has no usable row, or the loss stopped being a number.
         UnsupportedError: PEFT cannot adapt this model with these targets.
+        MismatchError, ArtifactError: `shipped` is of another base, or cannot be read back.
     """
     member = Member(dataset, out, config)
-    [made] = train_many([member], base, threads, memory_budget, progress)
+    [made] = train_many([member], base, threads, memory_budget, progress, shipped)
     if isinstance(made, PocketuneError):
         raise made
     return made
@@ -135,21 +141,23 @@ def train_many(
     threads: int,
     memory_budget: int | None = None,
     progress: Progress = silent,
+    shipped: Artifact | None = None,
 ) -> list[Artifact | PocketuneError]:
     """Train the adapters of several users over one base, each as if it were alone.
 
     memory_budget: bytes beside the model's own; by default four fifths of what is free. Returns
     for each member, in their order, the Adapter or what went wrong with this one; unchanged
-    adapters are left as they are.
+    adapters are left as they are. shipped: see `train`.
 
     Raises:
         InputError: two members would write the same adapter, or the base cannot be read.
+        MismatchError, ArtifactError: `shipped` is of another base, or cannot be read back.
     """
     import torch
 
     _require_distinct(members)
     torch.set_num_threads(threads)
-    jobs = [_Job(member, base) for member in members]
+    jobs = [_Job(member, base, shipped) for member in members]
     waiting = [job for job in jobs if job.result is None]
     tokenizer = load_tokenizer(base) if waiting else None
     for job in waiting:
@@ -160,7 +168,7 @@ def train_many(
     for dtype in dict.fromkeys(job.dtype for job in waiting):
         own = [job for job in waiting if job.dtype == dtype]
         share = part(progress, done / len(waiting), (done + len(own)) / len(waiting))
-        _train_jobs(own, _frozen_base(base, dtype), memory_budget, share)
+        _train_jobs(own, _frozen_base(base, dtype, shipped), memory_budget, share)
         done += len(own)
     return [cast("Artifact | PocketuneError", job.result) for job in jobs]
 
@@ -235,10 +243,13 @@ def _train_alone(job: _Job, model: PreTrainedModel, progress: Progress) -> None:
 class _Job:
     """One member on its way to an answer. result: None as long as there is none."""
 
-    def __init__(self, member: Member, base: BaseModel) -> None:
+    def __init__(self, member: Member, base: BaseModel, shipped: Artifact | None) -> None:
         self.member, self._base = member, base
+        self._weights = shipped.config["recipe"] if shipped else "float"
         self.dtype = _dtype(member.config)
         self._parents = {"dataset": member.dataset.id, "base_model": base.digest}
+        if shipped:
+            self._parents["base_bundle"] = shipped.id
         self._resolved = {
             **asdict(member.config), "dtype": str(self.dtype).removeprefix("torch."),
         }  # fmt: skip
@@ -315,6 +326,7 @@ class _Job:
                 steps=state.step,
                 rows=len(self.rows),
                 truncated=self._truncated,
+                weights=self._weights,
                 seconds=round(time.monotonic() - self._started, 2),
                 **how,
                 history=state.history,
@@ -330,11 +342,12 @@ def _require_distinct(members: Sequence[Member]) -> None:
         raise InputError(f"{', '.join(twice)}: asked for twice; give each user a place of its own")
 
 
-def _frozen_base(base: BaseModel, dtype: torch.dtype) -> PreTrainedModel:
+def _frozen_base(base: BaseModel, dtype: torch.dtype, shipped: Artifact | None) -> PreTrainedModel:
     """The model that every adapter is trained over, where it is trained; nothing in it learns."""
     import torch
 
-    model: Any = load_model(base, dtype).requires_grad_(False)
+    loaded = load_shipped(base, shipped, dtype) if shipped else load_model(base, dtype)
+    model: Any = loaded.requires_grad_(False)
     return model.to("cuda") if torch.cuda.is_available() else model
 
 

@@ -19,9 +19,9 @@ from mobile_runtime.fit import (
     slot_problems,
     tensor_problems,
 )
-from mobile_runtime.ptd import Tensor, read_ptd, read_ptd16
 from protos.artifacts import Artifact, open_artifact
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
+from protos.ptd import Tensor, read_ptd, read_ptd16
 
 _DATA_FILES = {"adapter.ptd": read_ptd, "adapter.ptd16": read_ptd16}
 """How each form of an adapter's data file is read."""

@@ -18,9 +18,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobile_runtime.ptd import Tensor, write_ptd
 from protos.artifacts import digest_file
 from protos.errors import InputError
+from protos.ptd import Tensor, write_ptd
 
 KEEP = 4
 """Files kept; one user's adapter on one base is one file as large as both."""

@@ -16,9 +16,9 @@ from mobile_runtime import cache
 from mobile_runtime.bundles import AdapterBundle, BaseBundle, MergedBundle, open_adapter, open_base
 from mobile_runtime.engine import Logits, SwapCost, check_ids
 from mobile_runtime.native import Program, set_threads
-from mobile_runtime.ptd import Tensor, zeros
 from protos.artifacts import Artifact
 from protos.errors import ArtifactError, InputError, UnsupportedError
+from protos.ptd import Tensor, zeros
 
 
 class ExecuTorchEngine:

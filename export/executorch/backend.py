@@ -25,6 +25,7 @@ from export.executorch.layout import (
 )
 from export.executorch.lower import RunnerFacts, lower
 from export.executorch.quantize import quantize as quantize_model
+from export.executorch.weights import locate, weight_digests
 from export.goldens import GoldenMaker, adapter_golden
 from export.lora import fill_template, insert_lora, slot_tensors
 from export.peft_adapter import (
@@ -65,6 +66,7 @@ def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Writ
     progress("loading", 0.0)
     model = load_model(target.base, torch.float32)
     quantize_model(model, target.recipe)
+    digests = weight_digests(model)
     layers = insert_lora(model, rank)
     fill_template(layers, seed)
     template = {name: t.detach().numpy().copy() for name, t in slot_tensors(layers).items()}
@@ -81,7 +83,7 @@ def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Writ
     (target.directory / PROGRAM).write_bytes(lowered.program)
     assert lowered.foundation is not None
     (target.directory / FOUNDATION).write_bytes(lowered.foundation)
-    write_layout(target.directory, layout)
+    write_layout(target.directory, layout, locate(digests, lowered.foundation))
     return Written([PROGRAM, FOUNDATION])
 
 

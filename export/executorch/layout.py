@@ -22,6 +22,7 @@ from export.executorch.lower import Lowered
 from export.peft_adapter import Arrays
 from protos.artifacts import read_json, write_json
 from protos.errors import ArtifactError, InputError
+from protos.shipped_weights import StoredWeight, weights_json
 
 FORMAT = 1
 FILE = "layout.json"
@@ -105,8 +106,8 @@ def _slot(name: str, array: NDArray[np.float32], key: str, program: bytes) -> Sl
     return Slot(name, (rows, columns), "float32", array.nbytes, key, program.index(encoded))
 
 
-def write_layout(directory: Path, layout: Layout) -> None:
-    """Write `layout.json`."""
+def write_layout(directory: Path, layout: Layout, weights: Sequence[StoredWeight] = ()) -> None:
+    """Write `layout.json`; `weights` says which key stands for which weight of the base."""
     value = {
         "format": FORMAT,
         "backend": layout.backend,
@@ -117,6 +118,7 @@ def write_layout(directory: Path, layout: Layout) -> None:
         "program": {"sha256": layout.program_sha256, "size_bytes": layout.program_size_bytes},
         "slots": [asdict(slot) for slot in layout.slots],
         "foundation_keys": list(layout.foundation_keys),
+        "weights": weights_json(weights),
     }
     write_json(directory / FILE, value)
 

@@ -38,6 +38,7 @@ from export.mlc.parameters import (
     mlc_name,
     parameters,
     stacked,
+    stored_weights,
 )
 from export.mlc.quantize import quantize as quantize_model
 from export.peft_adapter import Arrays, PeftAdapter, fold, refuse_unrepresentable, shipped_form
@@ -47,6 +48,7 @@ from protos.base_model import BaseModel, load_model, skeleton
 from protos.errors import UnsupportedError
 from protos.golden import Golden
 from protos.progress import Progress
+from protos.shipped_weights import weights_json
 from protos.tensor_cache import FILE as TENSOR_CACHE
 from protos.tensor_cache import (
     Shard,
@@ -80,13 +82,15 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
 def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Written:
     """A model directory as MLC reads it; every group of parameters has shards of its own."""
     progress("loading", 0.0)
-    shards = _write_weights(target, load_model(target.base, torch.float32).state_dict(), progress)
+    state = load_model(target.base, torch.float32).state_dict()
+    shards = _write_weights(target, state, progress)
     value = {
         "format": FORMAT,
         "backend": target.recipe.backend,
         "quantization": mlc_name(target.recipe),
         "context_length": target.context_length,
         "vocab_size": int(target.base.config["vocab_size"]),
+        "weights": weights_json(stored_weights(target.base, state, target.recipe)),
     }
     write_json(target.directory / LAYOUT_FILE, value)
     return Written(_wire(shards))

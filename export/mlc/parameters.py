@@ -19,6 +19,7 @@ from export.recipes import Recipe
 from protos import group_quantization
 from protos.base_model import BaseModel
 from protos.errors import UnsupportedError
+from protos.shipped_weights import StoredWeight
 
 GROUPS = ("embed", "qkv", "o", "gate_up", "down", "norm", "head")
 
@@ -145,6 +146,21 @@ def encoded(
             yield f"{stem}q_scale", scales
         else:
             yield parameter.name, weight.astype(model_dtype(recipe))
+
+
+def stored_weights(base: BaseModel, state: State, recipe: Recipe) -> Iterator[StoredWeight]:
+    """Where each Hugging Face tensor lies in what `encoded` gives of all parameters."""
+    for parameter in parameters(base):
+        first_row = 0
+        stem = parameter.name.removesuffix("weight")
+        for name in parameter.parts:
+            shape = tuple(state[name].shape)
+            if is_quantized(recipe) and parameter.is_matrix:
+                key, scales = f"{stem}q_weight", f"{stem}q_scale"
+                yield StoredWeight(name, shape, "q4", key, scales, first_row)
+            else:
+                yield StoredWeight(name, shape, "float", parameter.name, "", first_row)
+            first_row += shape[0]
 
 
 def stacked(parameter: Parameter, state: State) -> NDArray[np.float32]:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mobile_runtime.bundles import AdapterBundle, MergedBundle, layout_of, open_adapter, open_base
-from mobile_runtime.ptd import Tensor, read_ptd, write_ptd
 from protos.artifacts import open_artifact
 from protos.errors import ArtifactError, InputError, MismatchError, UnsupportedError
+from protos.ptd import Tensor, read_ptd, write_ptd
 
 
 def edit(name: str, change: Callable[[Any], object]) -> Callable[[Path], None]:

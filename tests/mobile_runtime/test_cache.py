@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mobile_runtime import cache
-from mobile_runtime.ptd import Tensor, read_ptd, zeros
 from protos.errors import InputError
+from protos.ptd import Tensor, read_ptd, zeros
 
 TENSORS = [zeros("a" * 64, 4096), zeros("b" * 64, 64)]
 
@@ -74,7 +74,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from mobile_runtime import cache
-from mobile_runtime.ptd import zeros
+from protos.ptd import zeros
 for parent in sys.argv[2:]:
     with cache.joined(Path(sys.argv[1]), [parent], [zeros("a", 1 << 20)]) as file:
         print(file.built, file.path.stat().st_size)

@@ -12,11 +12,11 @@ import pytest
 from mobile_runtime.bundles import open_adapter, open_base
 from mobile_runtime.engine import open_engine
 from mobile_runtime.parity import measure_parity, parity, require
-from mobile_runtime.ptd import Tensor, read_ptd, write_ptd
 from mobile_runtime.report import ParityResult, as_json, read_report
 from protos.artifacts import open_artifact
 from protos.errors import ArtifactError, GateError, InputError
 from protos.golden import Golden, Rung, read_golden, write_golden
+from protos.ptd import Tensor, read_ptd, write_ptd
 
 Measure = Callable[..., ParityResult]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mobile_runtime.ptd import read_ptd, write_ptd, zeros
 from protos.errors import ArtifactError
+from protos.ptd import read_ptd, write_ptd, zeros
 
 
 def official(path: Path) -> dict[str, tuple[bytes, object]]:
