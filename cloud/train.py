@@ -100,12 +100,14 @@ class Member:
     """One user of a common training: the dataset, where the adapter goes, and how.
 
     wanted: asked before each step; once it says no, this user ends with an error, the others go on.
+    progress: told how far this user is.
     """
 
     dataset: Artifact
     out: Path
     config: TrainConfig
     wanted: Callable[[], bool] = lambda: True
+    progress: Progress = silent
 
 
 def train(
@@ -230,7 +232,11 @@ def _train_alone(job: _Job, model: PreTrainedModel, progress: Progress) -> None:
     from cloud.trainer.alone import adapted, factors, fit_alone
 
     def saying(message: str, fraction: float) -> None:
-        progress(f"{message} (alone with PEFT: {job.alone_because})", fraction)
+        if not job.member.wanted():
+            raise InputError("cancelled; run it again to go on from the last epoch")
+        said = f"{message} (alone with PEFT: {job.alone_because})"
+        progress(said, fraction)
+        job.member.progress(said, fraction)
 
     with contextlib.ExitStack() as stack, job.answering():
         checkpoint = job.open_work(stack)
@@ -309,8 +315,10 @@ class _Job:
         checkpoint = self.open_work(stack)
         tensors, _ = first_factors(model, self.member.config)
         placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
-        config, wanted = self.member.config, self.member.wanted
-        return Learner(placed, self.rows, self.valid, config, checkpoint, wanted)
+        member = self.member
+        return Learner(
+            placed, self.rows, self.valid, member.config, checkpoint, member.wanted, member.progress
+        )
 
     def keep(self, state: State, tensors: dict[str, torch.Tensor], how: dict[str, Any]) -> None:
         """Write the adapter; the checkpoint goes."""

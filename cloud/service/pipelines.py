@@ -16,6 +16,7 @@ from cloud.service.parts import Parts
 from cloud.service.pipeline import Job, Pipeline, Result, Stage
 from cloud.service.stages import augment, base, export, lower, parity, prepare, publish, train
 from cloud.service.stages.site import Site, Tools
+from cloud.service.stages.together import Together
 from protos.v1 import operations_pb2 as numbers
 
 _NUMBERS = {
@@ -66,7 +67,9 @@ _METHODS: Mapping[str, tuple[tuple[Row, ...], Callable[[Site, Job], Message]]] =
 def pipelines(parts: Parts, tools: Tools) -> Mapping[str, Pipeline]:
     """All of them, by method."""
     child.load_ahead(_LIBRARIES)
-    site = Site(parts.database, parts.vault, parts.settings, tools)
+    settings = parts.settings
+    together = Together(min(settings.train_together, settings.jobs_at_once))
+    site = Site(parts.database, parts.vault, settings, tools, together)
     made = {method: _pipeline(site, *row) for method, row in _METHODS.items()}
     return {**made, erasure.METHOD: erasure.pipeline(parts)}
 

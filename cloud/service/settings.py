@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     """Jobs that one worker runs at a time."""
     tenant_jobs_at_once: Count = 100
     """Jobs of one tenant that run at a time, over all workers."""
+    train_together: Count = 8
+    """Trainings of one tenant over one base that run in one process, out of the jobs that a worker
+    runs at a time; 1: each in its own."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a heavy step; 0: the cores divided by `jobs_at_once`."""
     stage_tries: Count = 3

@@ -75,6 +75,8 @@ def fit(
             checked = passes.evaluate(through, lambda learner: learner.valid)
             for learner, loss in zip(through, checked, strict=True):
                 learner.end_epoch(loss)
+            for learner in going:
+                learner.progress(_message([learner], learner.loss), _fraction([learner]))
             progress(_message(going, mean), _fraction(learners))
 
 

@@ -20,6 +20,7 @@ from cloud.checkpoint import State, resume, save
 from cloud.trainer.lora import Factors
 from cloud.trainer.packing import Example, Segment
 from protos.errors import InputError, PocketuneError
+from protos.progress import Progress, silent
 
 if TYPE_CHECKING:
     from cloud.train import TrainConfig
@@ -58,11 +59,12 @@ class Learner:
         config: TrainConfig,
         checkpoint: Path,
         wanted: Callable[[], bool] = always,
+        progress: Progress = silent,
     ) -> None:
         self.config, self.rows, self.valid = config, rows, valid
-        self.wanted, self.checkpoint = wanted, checkpoint
+        self.wanted, self.checkpoint, self.progress = wanted, checkpoint, progress
         self.error: PocketuneError | None = None
-        self.train_loss = 0.0
+        self.loss = self.train_loss = 0.0
         self.recomputed = 0
         self.shapes = {name: tensor.shape for name, tensor in initial.items()}
         flat = torch.cat([tensor.detach().float().flatten() for tensor in initial.values()])
@@ -120,6 +122,7 @@ class Learner:
         torch.nn.utils.clip_grad_norm_([self.flat], CLIP_NORM)
         self.optimizer.step()
         self.flat.grad.zero_()
+        self.loss = loss
         self.train_loss += loss / self.per_epoch
         self.state.step += 1
 

@@ -5,7 +5,7 @@ that all operations of a host share: base models and BaseBundles, fetched once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cloud.service.cache import Cache
 from cloud.service.errors import Cancelled, NotFound
 from cloud.service.pipeline import Job
 from cloud.service.settings import Settings
+from cloud.service.stages.together import Together
 from cloud.service.state import Database
 from cloud.service.tables import Base, User
 from cloud.service.vault import StoredFile, Vault
@@ -52,6 +53,7 @@ class Site:
     vault: Vault
     settings: Settings
     tools: Tools
+    together: Together = field(default_factory=lambda: Together(1))
 
     def artifact(self, job: Job, uid: str, name: str) -> Artifact:
         """One of the user's artifacts, in the job's folder as `name`."""

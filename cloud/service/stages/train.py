@@ -1,8 +1,9 @@
 """Train: a Dataset becomes an Adapter, in the user's space.
 
-The child trains a list of members over one base model. Today each operation brings one; operations
-that wait for the same base have it in `operations.base_uid`, so that a trainer for several users
-can take them together, without another queue or another form of request.
+Operations of one tenant that a worker has at this stage at the same time, over the same base, are
+trained together in one child process (`together.py`, `POCKETUNE_TRAIN_TOGETHER`). Its memory then
+holds the texts of several users; each one's files are read from and written to that user's own
+folder, and stored in that user's own space by that user's own operation.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import cloud.train
 from cloud.service import artifacts_store, checkpoints, messages, options
 from cloud.service.artifacts_store import Owner
 from cloud.service.pipeline import Job, Result
+from cloud.service.stages import together
 from cloud.service.stages.site import Site, base_of, open_checked, user_of
 from cloud.train import TrainConfig
 from protos.artifacts import open_artifact
@@ -41,9 +43,9 @@ def run(site: Site, job: Job) -> Result:
     dataset = site.artifact(job, job.value("dataset"), "dataset")
     model, out = site.base_model(job, base), job.folder / "adapter"
     config = options.training(_options(job), base.source, site.settings)
-    members = [Member(str(dataset.path), str(out), config)]
+    member, key = Member(str(dataset.path), str(out), config), (job.operation.tenant, base.digest)
     with checkpoints.kept(site.database, site.vault, job, site.settings.checkpoint_s):
-        job.in_child(train_members, members, str(model), base.digest, job.threads)
+        site.together.run(key, job, member, out, train_members, str(model), base.digest)
     adapter = open_artifact(out, "Adapter")
     for name in ("steps", "epochs", "valid_loss_before", "valid_loss_after"):
         job.counters[name] = adapter.manifest.measured[name]
@@ -59,16 +61,22 @@ def _options(job: Job) -> adapters_pb2.TrainOptions:
 
 def train_members(
     members: Sequence[Member], base: str, digest: str, threads: int, progress: Progress
-) -> None:
-    """In the child: the stage function itself, for all members together."""
-    together = [
-        cloud.train.Member(open_artifact(Path(m.dataset), "Dataset"), Path(m.out), m.config)
-        for m in members
-    ]
+) -> list[PocketuneError | None]:
+    """In the child: the stage function itself, for all members; gives each one's error."""
     model = open_checked(base, digest)
-    for made in cloud.train.train_many(together, model, threads, progress=progress):
-        if isinstance(made, PocketuneError):
-            raise made
+
+    def numbered(number: int) -> Progress:
+        return lambda message, share: progress(f"{number} {message}", share)
+
+    asked = [
+        cloud.train.Member(
+            open_artifact(Path(member.dataset), "Dataset"), Path(member.out), member.config,
+            together.asked(Path(member.out).parent), numbered(number),
+        )
+        for number, member in enumerate(members)
+    ]  # fmt: skip
+    made = cloud.train.train_many(asked, model, threads)
+    return [each if isinstance(each, PocketuneError) else None for each in made]
 
 
 def answer(site: Site, job: Job) -> Message:

@@ -25,7 +25,10 @@ from cloud.service.settings import Settings
 from cloud.service.state import Database
 from cloud.service.tables import Artifact
 from cloud.service.vault import open_vault
+from cloud.train import TrainConfig, train
+from protos.artifacts import Artifact as StageArtifact
 from protos.artifacts import open_artifact
+from protos.base_model import open_base
 from protos.v1 import (
     adapters_pb2,
     adapters_pb2_grpc,
@@ -45,7 +48,11 @@ from protos.v1 import (
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("real_worker.py")
 QUESTIONS = ROOT / "cloud/pocket/users/LaMP_4/dev_questions.json"
+POCKET = ROOT / "cloud/pocket/models/base"
 RECIPE = "executorch-xnnpack-8da4w"
+_SMALL_STEPS = {"batch_size": 1, "learning_rate": 1e-5}
+"""So that the validation loss keeps falling."""
+_SERVED = {**_SMALL_STEPS, "patience": 3}  # the service's patience with the bundled base
 
 
 class Service:
@@ -119,6 +126,36 @@ class Service:
                 parent=f"users/{user}", profile=name, base=base, options=options
             )
         )
+
+    def trainings(self, **epochs: int) -> list[longrunning.Operation]:
+        """A user each, with a dataset; then the trainings of all of them, one after another."""
+        base = self.base()
+        for number, user in enumerate(epochs):
+            request = profiles_pb2.AugmentProfileRequest(
+                name=self.profile(user, index=number), options={"per_real": 0.1}
+            )
+            self.done(self.profiles.AugmentProfile(request))
+        return [
+            self.adapters.TrainAdapter(
+                adapters_pb2.TrainAdapterRequest(
+                    parent=f"users/{user}", profile=f"users/{user}/profiles/LaMP_4", base=base,
+                    options={**_SMALL_STEPS, "epochs": count},
+                )
+            )
+            for user, count in epochs.items()
+        ]  # fmt: skip
+
+    def kept(self, user: str, kind: str) -> StageArtifact:
+        """The newest artifact of this kind that the user has."""
+        vault, database = open_vault(Settings(**self.settings())), Database(self.database_url)  # type: ignore[arg-type]
+        uid = self.users.GetUser(users_pb2.GetUserRequest(name=f"users/{user}")).uid
+        wanted = artifacts_store.rows().where(Artifact.user_uid == uid, Artifact.kind == kind)
+        with database.transaction(write=False) as connection:
+            row = connection.execute(wanted).first()
+        database.close()
+        folder = self.data.parent / "kept" / user / kind
+        artifacts_store.fetch(vault.space("local", uid), row, folder)
+        return open_artifact(folder, kind)
 
     def by_stages(self, profile: str, base: str) -> tuple[bundles_pb2.Bundle, Mapping[str, float]]:
         """The same way as `personalize`, call by call; gives what the last one answered."""
@@ -274,6 +311,72 @@ def test_cancel_ends_a_real_training_within_a_second_and_leaves_nothing(service:
     database = Database(service.database_url)
     assert not _checkpoints(database)
     database.close()
+
+
+@pytest.mark.slow
+def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path: Path):
+    """One of three is cancelled meanwhile; the others' adapters are those of training alone."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    service = Service(serve(database_url=url, context_length=128), url, tmp_path / "data")
+    try:
+        service.worker(jobs_at_once=3)
+        ann, bob, cid = service.trainings(ann=3, bob=100, cid=2)
+        service.until(lambda: _epoch(service, bob))
+        started = time.monotonic()
+        service.operations.CancelOperation(longrunning.CancelOperationRequest(name=bob.name))
+        service.until(lambda: service.get(bob).done)
+        assert time.monotonic() - started < 2
+        assert service.get(bob).error.code == grpc.StatusCode.CANCELLED.value[0]
+        for operation, user, epochs in ((ann, "ann", 3), (cid, "cid", 2)):
+            done = service.done(operation)
+            assert service.metadata(done).attempt == 1
+            made = adapters_pb2.Adapter()
+            assert done.response.Unpack(made)
+            kept, dataset = service.kept(user, "Adapter"), service.kept(user, "Dataset")
+            assert kept.manifest.measured["users"] == 3  # all in one child, in one round
+            assert kept.manifest.parents["dataset"] == dataset.id
+            config = TrainConfig(**{**_SERVED, "epochs": epochs})
+            alone = train(dataset, open_base(str(POCKET)), tmp_path / user, config, 1)
+            found, wanted = kept.manifest.measured, alone.manifest.measured
+            assert found["epochs"] == wanted["epochs"]
+            for loss in ("valid_loss_before", "train_loss_after", "valid_loss_after"):
+                assert found[loss] == pytest.approx(wanted[loss], rel=0.02)
+        assert not any((service.data / "scratch").iterdir())
+    finally:
+        service.close()
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path):
+    """Each goes on from its own checkpoint; who was through before is not trained again."""
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    service = Service(serve(database_url=url, context_length=128), url, tmp_path / "data")
+    database = Database(url)
+    try:
+        first = service.worker(jobs_at_once=3)
+        short, ann, bob = service.trainings(short=1, ann=16, bob=20)
+        service.done(short)
+        service.until(
+            lambda: (
+                min(_epoch(service, ann), _epoch(service, bob)) > 2 and _checkpoints(database) == 2
+            )
+        )
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        service.worker(jobs_at_once=3)
+        for operation in (ann, bob):
+            service.until(lambda each=operation: service.metadata(each).attempt == 2)
+            service.until(lambda each=operation: _epoch(service, each))
+            assert _epoch(service, operation) > 1
+        for operation in (ann, bob):
+            service.done(operation)
+            assert service.metadata(operation).attempt == 2
+        assert service.metadata(short).attempt == 1
+        assert not _checkpoints(database)
+        assert not any((service.data / "scratch").iterdir())
+    finally:
+        service.close()
+        database.close()
 
 
 def _epoch(service: Service, operation: longrunning.Operation) -> int:
