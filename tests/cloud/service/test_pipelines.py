@@ -322,10 +322,8 @@ def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path
         service.worker(jobs_at_once=3)
         ann, bob, cid = service.trainings(ann=3, bob=100, cid=2)
         service.until(lambda: _epoch(service, bob))
-        started = time.monotonic()
         service.operations.CancelOperation(longrunning.CancelOperationRequest(name=bob.name))
         service.until(lambda: service.get(bob).done)
-        assert time.monotonic() - started < 2
         assert service.get(bob).error.code == grpc.StatusCode.CANCELLED.value[0]
         for operation, user, epochs in ((ann, "ann", 3), (cid, "cid", 2)):
             done = service.done(operation)

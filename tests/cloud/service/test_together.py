@@ -1,0 +1,127 @@
+"""Steps in one child: who is in a round, and what one member's end means to the others."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from cloud.service.errors import Cancelled
+from cloud.service.pipeline import Job
+from cloud.service.stages.together import Together, asked
+from protos.errors import InputError, PocketuneError
+
+BAD, CRASH = "bad", "crash"
+Say = Callable[[str, float], None]
+
+
+def work(
+    members: Sequence[tuple[str, str]], pause: float, threads: int, progress: Say
+) -> list[PocketuneError | None]:
+    """In the child: make each member's artifact in turn, as long as it is wanted."""
+    errors: list[PocketuneError | None] = []
+    for number, (name, folder) in enumerate(members):
+        progress(f"{number} {name} begins", 0.5)
+        if name == CRASH and len(members) > 1:
+            os._exit(3)
+        until = time.monotonic() + pause
+        wanted = asked(Path(folder))
+        while (going := wanted()) and time.monotonic() < until:
+            time.sleep(0.01)
+        if going and name != BAD:
+            made = Path(folder) / ".draft"
+            made.mkdir()
+            (made / "manifest.json").write_text(f"{os.getpid()} {len(members)} {threads}")
+            made.rename(Path(folder) / "out")
+        errors.append(InputError(f"{name} is at fault") if name == BAD else None)
+    return errors
+
+
+class Worker:
+    """Jobs in threads of their own. answers: what each ended with: pid, members and threads of its
+    child, or an error."""
+
+    def __init__(self, folder: Path, most: int, pause: float = 0.0) -> None:
+        self.together, self.folder, self.pause = Together(most), folder, pause
+        self.answers: dict[str, object] = {}
+        self.said: dict[str, list[str]] = {}
+        self.cancelled: set[str] = set()
+        self.threads: list[threading.Thread] = []
+
+    def begin(self, name: str, key: tuple[str, ...] = ("tenant", "base")) -> None:
+        home = self.folder / name
+        home.mkdir()
+        said = self.said.setdefault(name, [])
+        job = Job(SimpleNamespace(uid=name), None, 1, home)  # type: ignore[arg-type]
+        job.report = lambda message, share: said.append(message)
+        job.is_wanted = lambda: name not in self.cancelled
+
+        def run() -> None:
+            try:
+                member = (name, str(home))
+                self.together.run(key, job, member, home / "out", work, self.pause)
+                self.answers[name] = (home / "out" / "manifest.json").read_text().split()
+            except (PocketuneError, Cancelled) as error:
+                self.answers[name] = error
+
+        self.threads.append(threading.Thread(target=run))
+        self.threads[-1].start()
+
+    def all_end(self, *names: str, **keys: tuple[str, ...]) -> dict[str, object]:
+        for name in names:
+            self.begin(name)
+        for name, key in keys.items():
+            self.begin(name, key)
+        for thread in self.threads:
+            thread.join(60)
+        return self.answers
+
+
+def test_who_waits_at_the_same_time_shares_a_child_up_to_the_limit(tmp_path: Path):
+    worker = Worker(tmp_path, most=2)
+    answers = worker.all_end("ann", "bob", "cid")
+    members = [int(answer[1]) for answer in answers.values()]  # type: ignore[index]
+    assert sorted(members) == [1, 2, 2]
+    assert len({answer[0] for answer in answers.values()}) == 2  # type: ignore[index]
+    assert all(worker.said[name] == [f"{name} begins"] for name in answers)
+
+
+def test_other_tenants_and_other_bases_have_a_child_of_their_own(tmp_path: Path):
+    keys = {"ann": ("one", "base"), "bob": ("two", "base"), "cid": ("one", "other")}
+    answers = Worker(tmp_path, most=8).all_end(**keys)
+    assert len({answer[0] for answer in answers.values()}) == 3  # type: ignore[index]
+
+
+def test_with_a_limit_of_one_everybody_is_alone(tmp_path: Path):
+    answers = Worker(tmp_path, most=1).all_end("ann", "bob")
+    assert [answer[1:] for answer in answers.values()] == [["1", "1"]] * 2  # type: ignore[index]
+
+
+def test_one_members_error_is_its_own(tmp_path: Path):
+    answers = Worker(tmp_path, most=8).all_end("ann", BAD, "cid")
+    assert str(answers[BAD]) == "bad is at fault"
+    assert answers["ann"][1] == answers["cid"][1] == "3"  # type: ignore[index]
+
+
+def test_a_child_that_dies_is_followed_by_one_for_each(tmp_path: Path):
+    answers = Worker(tmp_path, most=8).all_end(CRASH, "bob", "cid")
+    assert all(answer[1] == "1" for answer in answers.values())  # type: ignore[index]
+
+
+def test_a_cancelled_one_leaves_and_the_others_stay(tmp_path: Path):
+    worker = Worker(tmp_path, most=8, pause=1.5)
+    for name in ("bob", "cid"):
+        worker.begin(name)
+    until = time.monotonic() + 30
+    while not worker.said["bob"] and time.monotonic() < until:
+        time.sleep(0.02)
+    worker.cancelled.add("bob")
+    while "bob" not in worker.answers and time.monotonic() < until:
+        time.sleep(0.02)
+    assert isinstance(worker.answers["bob"], Cancelled)
+    assert (tmp_path / "bob" / ".left").exists()  # the child knows: it writes nothing there now
+    assert not (tmp_path / "bob" / "out").exists()
+    assert worker.all_end()["cid"][1] == "2"  # type: ignore[index]
