@@ -195,7 +195,8 @@ def _untie(model: PreTrainedModel, name: str) -> None:
     """Give the head a parameter of its own if `name` is the head's and it has its embedding's."""
     import torch
 
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    language_model: Any = model
+    head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
     if head is None or head.weight is not embedding.weight:
         return
     if any(module is head and name == f"{path}.weight" for path, module in model.named_modules()):
