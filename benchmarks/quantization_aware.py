@@ -13,7 +13,7 @@ import dataclasses
 import json
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,16 +48,18 @@ class Pair:
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
-    """A row for each recipe; quick: MLC's alone, which needs no lowering, and three users."""
+    """A row for each recipe and task; quick: three users and MLC, which needs no lowering."""
     base = open_base(str(Path(__file__).parents[1] / "cloud" / "pocket" / "models" / "base"))
-    people = {"LaMP_4": 3} if quick else USERS
-    users = [(task, FIRST + n) for task, count in people.items() for n in range(count)]
-    recipes = list(RECIPES)[:1] if quick else list(RECIPES)
-    return [_row(recipe, measure(recipe, base, users, work)) for recipe in recipes]
+    users = {"LaMP_4": 3} if quick else USERS
+    return [
+        _row(f"{task}, {recipe}", measure(recipe, base, task, range(FIRST, FIRST + count), work))
+        for recipe in (list(RECIPES)[:1] if quick else RECIPES)
+        for task, count in users.items()
+    ]
 
 
 def measure(
-    recipe: str, base: BaseModel, users: Sequence[tuple[str, int]], work: Path
+    recipe: str, base: BaseModel, task: str, numbers: Iterable[int], work: Path
 ) -> list[Pair]:
     """Train, export and ask the runtime, user by user."""
     from export.adapter import export_adapter
@@ -67,23 +69,16 @@ def measure(
     source = str(base.directory)
     bundle = export_base(source, work / recipe, recipe, context_length=512)
     engine, pairs = open_engine(bundle.path, None), list[Pair]()
-    for task, number in users:
+    for number in numbers:
         home = work / f"{task}-{number}"
-        dataset, held_out = (
-            make_dataset(home / "dataset", task, number),
-            _held_out(base, task, number),
-        )
+        dataset = make_dataset(home / "dataset", task, number)
+        held_out = _held_out(base, task, number)
         losses = {"base": runtime_loss(engine, held_out)}
         for kind, over in (("over_float", None), ("over_shipped", bundle)):
             name = f"{kind}-{recipe}" if over else kind
             adapter = train(dataset, base, home / name, CONFIG, 1, shipped=over)
-            packed = export_adapter(
-                adapter.path,
-                bundle.path,
-                home / f"{name}-{recipe}-bundle",
-                base=source,
-                goldens=False,
-            )
+            out = home / f"{name}-{recipe}-bundle"
+            packed = export_adapter(adapter.path, bundle.path, out, base=source, goldens=False)
             engine.set_adapter(packed.path)
             losses[kind] = runtime_loss(engine, held_out)
             wanted = torch_loss(base, bundle, adapter.path, held_out)
@@ -157,12 +152,12 @@ def _prompted(task: str, item: dict[str, str]) -> dict[str, str]:
     return {"prompt": TASKS[task].query(item["input"]), "completion": item["output"]}
 
 
-def _row(recipe: str, pairs: Sequence[Pair]) -> Row:
+def _row(what: str, pairs: Sequence[Pair]) -> Row:
     differences = [pair.over_float - pair.over_shipped for pair in pairs]
     mean, low, high = bootstrap_interval(differences)
     ratios = [pair.over_float / pair.over_shipped for pair in pairs]
     return Row(
-        figure=f"loss on {HELD_OUT} held-out items, {len(pairs)} bundled users, {recipe}",
+        figure=f"loss on {HELD_OUT} held-out items, {len(pairs)} bundled users, {what}",
         ours=round(statistics.fmean(pair.over_shipped for pair in pairs), 4),
         unit="nats a token",
         peer="the same adapter trained over the float base",
