@@ -17,6 +17,7 @@ from export.backend import find_backend, summary
 from export.goldens import GoldenMaker
 from export.libraries import load_libraries
 from export.peft_adapter import open_adapter
+from export.prompt_format import prompt_format
 from export.prompts import golden_prompts
 from export.recipes import find_recipe
 from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
@@ -112,7 +113,7 @@ def _check_base(bundle: Artifact, base: BaseModel) -> None:
 def _golden_maker(
     base: BaseModel, config: AdapterConfig, contents: Sequence[str], progress: Progress
 ) -> GoldenMaker:
-    prompts = golden_prompts(
-        load_tokenizer(base), contents, config.context_length, context_end=False
-    )
-    return GoldenMaker(base, find_recipe(config.recipe), prompts, progress)
+    tokenizer = load_tokenizer(base)
+    prompts = golden_prompts(tokenizer, contents, config.context_length, context_end=False)
+    eos_ids = prompt_format(base, tokenizer).eos_ids
+    return GoldenMaker(base, find_recipe(config.recipe), prompts, eos_ids, progress)

@@ -96,4 +96,4 @@ def golden_maker(target: Target, contents: Sequence[str], progress: Progress) ->
     prompts = golden_prompts(target.tokenizer, contents, target.context_length)
     special = target.asked.add_special_tokens
     check_ids(target.directory, prompts, add_special_tokens=special)
-    return GoldenMaker(target.base, target.recipe, prompts, progress)
+    return GoldenMaker(target.base, target.recipe, prompts, target.asked.eos_ids, progress)

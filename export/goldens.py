@@ -41,11 +41,15 @@ _FOLD_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class GoldenMaker:
-    """What all goldens of one export have in common. prompts: still without continuations."""
+    """What all goldens of one export have in common. prompts: still without continuations.
+
+    eos_ids: where the model ends an answer.
+    """
 
     base: BaseModel
     recipe: Recipe
     prompts: Sequence[GoldenPrompt]
+    eos_ids: Sequence[int]
     progress: Progress = silent
 
     def load(self) -> nn.Module:
@@ -91,6 +95,7 @@ class GoldenMaker:
             thresholds=dict(self.recipe.thresholds),
             seed=SEED,
             versions=tool_versions(),
+            eos_ids=list(self.eos_ids),
         )
 
 

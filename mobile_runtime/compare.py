@@ -1,17 +1,20 @@
 """The numbers of parity: how far apart two models' logits are, and whether an adapter moves them.
 
-In: rungs, that is logits at the golden's ids, logsumexp and argmax for every row. Out: figures. All
-sums are taken in float64. Nothing here knows limits; those are in `gates`.
+In: rungs, that is logits at the golden's ids, logsumexp and argmax for every row. Out: figures,
+with 95% intervals (see `bootstrap`). All sums are taken in float64. Nothing here knows limits;
+those are in `gates`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobile_runtime.bootstrap import Bootstrap, Interval
 from protos.golden import Floats, Golden, GoldenPrompt, Rung
 
 Doubles = NDArray[np.float64]
@@ -26,7 +29,11 @@ class Comparison:
     max_abs, mean_abs: |logit difference| at the golden's ids. full_max_abs: the same over the whole
     vocabulary, at the rows kept whole. kl_*: nats, KL(reference || model) from the golden's ids and
     one bucket for all others, which is a lower bound of the full KL; kl_full_max is the full KL at
-    the rows kept whole. top1: share of rows with the same likeliest token.
+    the rows kept whole. kl_p99, kl_p999: the KL that 99% and 99.9% of the rows do not exceed.
+    top1: share of rows with the same likeliest token.
+    dp_rms: root mean square of how the probability of the token that follows in the golden's text
+    changes, over the `truth_rows` rows where the golden kept that token's logit. ppl_ratio:
+    perplexity of those tokens, model over reference. intervals: figure -> 95% interval.
     first_divergence: for each prompt the index in its continuation at which the model would have
     chosen another token than the reference, None where it never does. earliest: over all prompts.
     """
@@ -38,11 +45,16 @@ class Comparison:
     kl_mean: float
     kl_median: float
     kl_p99: float
+    kl_p999: float
     kl_max: float
     kl_full_max: float
     top1: float
+    dp_rms: float
+    ppl_ratio: float
+    truth_rows: int
     first_divergence: dict[str, int | None]
     earliest: int | None
+    intervals: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Effect:
 
     Vectors are (adapted - base) logits at the golden's ids over all rows. cosine: between both.
     norm_ratio: device over reference. no_effect: the device's change is within `floor`, the noise
-    floor's norm, so it cannot be told from rounding.
+    floor's norm, so it cannot be told from rounding. intervals: figure -> 95% interval.
     """
 
     cosine: float
@@ -60,6 +72,7 @@ class Effect:
     reference_norm: float
     floor: float
     no_effect: bool
+    intervals: dict[str, Interval]
 
 
 def compare(golden: Golden, reference: Rung, model: Rung) -> Comparison:
@@ -67,21 +80,75 @@ def compare(golden: Golden, reference: Rung, model: Rung) -> Comparison:
     difference = np.abs(model.logits.astype(np.float64) - reference.logits)
     full = np.abs(model.full.astype(np.float64) - reference.full)
     kl = kl_lower_bound(reference, model)
+    truth = _truth(golden, reference, model)
+    same = reference.argmax == model.argmax
     divergence = first_divergence(golden.prompts, reference, model)
+    quantiles = {name: float(np.quantile(kl, q, method=_METHOD)) for name, q in _QUANTILES.items()}
     return Comparison(
         rows=len(kl),
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
         full_max_abs=float(full.max(initial=0.0)),
         kl_mean=float(kl.mean()),
-        kl_median=float(np.median(kl)),
-        kl_p99=float(np.percentile(kl, 99)),
-        kl_max=float(kl.max()),
+        **quantiles,
         kl_full_max=float(full_kl(reference.full, model.full).max(initial=0.0)),
-        top1=float((reference.argmax == model.argmax).mean()),
+        top1=float(same.mean()),
+        dp_rms=truth.dp_rms,
+        ppl_ratio=truth.ppl_ratio,
+        truth_rows=len(truth.rows),
         first_divergence=divergence,
         earliest=min((at for at in divergence.values() if at is not None), default=None),
+        intervals=_intervals(golden, kl, same, truth),
     )
+
+
+_METHOD = "inverted_cdf"
+_QUANTILES = {"kl_median": 0.5, "kl_p99": 0.99, "kl_p999": 0.999, "kl_max": 1.0}
+
+
+def _intervals(
+    golden: Golden, kl: Doubles, same: NDArray[np.bool_], truth: _Truth
+) -> dict[str, Interval]:
+    draws = Bootstrap([prompt.length for prompt in golden.prompts])
+    known = np.zeros(len(kl))
+    known[truth.rows] = 1.0
+    squares, losses = np.zeros(len(kl)), np.zeros(len(kl))
+    squares[truth.rows], losses[truth.rows] = truth.dp**2, truth.losses
+    found = {"kl_mean": draws.mean(kl), "top1": draws.mean(same.astype(np.float64))}
+    found |= dict(zip(_QUANTILES, draws.quantiles(kl, list(_QUANTILES.values())), strict=True))
+    found["dp_rms"] = np.sqrt(draws.mean(squares, known))
+    found["ppl_ratio"] = np.exp(draws.mean(losses, known))
+    return {name: draws.interval(samples) for name, samples in found.items()}
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """What two models give to the tokens that follow in the golden's text.
+
+    rows: those whose next token's logit was kept. dp: change of its probability, [rows]. losses:
+    growth of its negative log-probability, nats, [rows].
+    """
+
+    rows: NDArray[np.intp]
+    dp: Doubles
+    losses: Doubles
+
+    @property
+    def dp_rms(self) -> float:
+        return math.sqrt(float((self.dp**2).mean())) if len(self.rows) else 0.0
+
+    @property
+    def ppl_ratio(self) -> float:
+        return math.exp(float(self.losses.mean())) if len(self.rows) else 1.0
+
+
+def _truth(golden: Golden, reference: Rung, model: Rung) -> _Truth:
+    """As llama.cpp's perplexity tool defines both: of the token that the text goes on with."""
+    following = [t for p in golden.prompts for t in (*(*p.ids, *p.continuation)[1:], -1)]
+    rows, places = np.nonzero(golden.ids == np.array(following)[:, None])
+    log_p = reference.logits[rows, places].astype(np.float64) - reference.logsumexp[rows]
+    log_q = model.logits[rows, places].astype(np.float64) - model.logsumexp[rows]
+    return _Truth(rows, np.exp(log_q) - np.exp(log_p), log_p - log_q)
 
 
 def kl_lower_bound(reference: Rung, model: Rung) -> Doubles:
@@ -121,21 +188,34 @@ def first_divergence(
 
 
 def effect(
-    device_on: Rung, device_off: Rung, peft_on: Rung, peft_off: Rung, floor: float
+    golden: Golden, device: tuple[Rung, Rung], peft: tuple[Rung, Rung], floor: float
 ) -> Effect:
-    """The adapter's effect on a device against its effect in PEFT; `floor` as in `Effect`."""
-    device = (device_on.logits.astype(np.float64) - device_off.logits).ravel()
-    reference = (peft_on.logits.astype(np.float64) - peft_off.logits).ravel()
-    device_norm, reference_norm = float(np.linalg.norm(device)), float(np.linalg.norm(reference))
+    """The adapter's effect on a device against its effect in PEFT, each (on, off); `floor` as in
+    `Effect`.
+    """
+    moved, reference = (on.logits.astype(np.float64) - off.logits for on, off in (device, peft))
+    draws = Bootstrap([prompt.length for prompt in golden.prompts])
+    rows = ((moved * reference).sum(1), (moved**2).sum(1), (reference**2).sum(1))
+    dot, device_square, reference_square = (float(row.sum()) for row in rows)
+    dots, device_squares, reference_squares = (draws.totals(row) for row in rows)
+    cosines = _over(dots, np.sqrt(device_squares * reference_squares))
+    ratios = np.sqrt(_over(device_squares, reference_squares))
+    device_norm, reference_norm = math.sqrt(device_square), math.sqrt(reference_square)
     product = device_norm * reference_norm
     return Effect(
-        cosine=float(device @ reference) / product if product else 0.0,
+        cosine=dot / product if product else 0.0,
         norm_ratio=device_norm / reference_norm if reference_norm else 0.0,
         device_norm=device_norm,
         reference_norm=reference_norm,
         floor=floor,
         no_effect=device_norm <= floor,
+        intervals={"cosine": draws.interval(cosines), "norm_ratio": draws.interval(ratios)},
     )
+
+
+def _over(numerator: Doubles, denominator: Doubles) -> Doubles:
+    """Their quotient, 0 where the denominator is."""
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> float:

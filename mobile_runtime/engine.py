@@ -72,6 +72,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def stop_ids(self) -> frozenset[int] | None:
+        """Ids at which the bundle tells a phone's own runner to stop; None if it tells none."""
+        ...
+
+    @property
     def cost(self) -> SwapCost:
         """What opening, or the last change of adapter, took."""
         ...

@@ -51,6 +51,10 @@ class ExecuTorchEngine:
         return self._program.vocab_size
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        return self._program.stop_ids
+
+    @property
     def cost(self) -> SwapCost:
         return self._cost
 

@@ -16,11 +16,11 @@ and the norm ratio of the user's own 1.000 and 0.959 to 0.987, of the base alone
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mobile_runtime.compare import Comparison, Effect
-from mobile_runtime.replay import PrefillDecode
+from mobile_runtime.replay import Agreement
 from protos.golden import NoiseFloor
 
 NOISE_FACTOR = 2.0
@@ -72,14 +72,21 @@ def lowering_gates(
     return gates
 
 
-def prefill_gate(
-    state: str, measured: PrefillDecode, limits: Mapping[str, float], noise: NoiseFloor
-) -> Gate:
-    """A prompt read at once against one by one: the KV cache and the chunks."""
-    return _at_most(
-        f"prefill_decode_kl.{state}", measured.kl_mean, _kl_limit(limits, noise),
-        "mean KL in nats between reading a prompt at once and token by token",
-    )  # fmt: skip
+_AGREEMENTS = {
+    "prefill_decode_kl": "mean KL in nats between reading a prompt at once and token by token",
+    "cache_kl": "mean KL in nats between decoding on the cache and reading all at once",
+    "reset_kl": "KL in nats between a prompt, and the same again after a reset",
+}
+
+
+def agreement_gates(
+    state: str, measured: Sequence[Agreement], limits: Mapping[str, float], noise: NoiseFloor
+) -> list[Gate]:
+    """The same tokens read in two ways, in the order of `_AGREEMENTS`: chunks, cache and reset."""
+    return [
+        _at_most(f"{name}.{state}", each.kl_mean, _kl_limit(limits, noise), explanation)
+        for (name, explanation), each in zip(_AGREEMENTS.items(), measured, strict=True)
+    ]
 
 
 def quantization_gates(state: str, measured: Comparison, limits: Mapping[str, float]) -> list[Gate]:
@@ -153,8 +160,10 @@ def stage_at_fault(
     failed = {gate.name for gate in gates if not gate.passed}
     if not failed:
         return None
-    if any(name.startswith("structure") for name in failed):
-        return "tokenizer" if failed & _TOKENIZER_GATES else "golden"
+    if failed & _TOKENIZER_GATES:
+        return "tokenizer"
+    if failed & _GOLDEN_GATES:
+        return "golden"
     if failed == {"negative_control"}:
         return "control"
     if any(effect.reference_norm <= effect.floor for effect in stages.effects.values()):
@@ -166,12 +175,16 @@ def stage_at_fault(
         return "quantization"
     if _effect_fails(stages.effects, "fake_quant", limits):
         return "quantization"
-    if any(name.endswith(".off") for name in failed) or merged or not stages.effects:
+    if any(name.endswith(".off") or name.startswith(_PROGRAM_GATES) for name in failed):
+        return "lowering"
+    if merged or not stages.effects:
         return "lowering"
     return "adapter"
 
 
 _TOKENIZER_GATES = {"structure_rendered", "structure_ids", "structure_eos"}
+_GOLDEN_GATES = {"structure_prompts", "structure_positions"}
+_PROGRAM_GATES = ("structure_context_end", *_AGREEMENTS)
 
 
 def _over(comparisons: Comparisons, limit: float) -> bool:

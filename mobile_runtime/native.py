@@ -57,6 +57,7 @@ class Program:
                 raise ArtifactError(f"{program}: ExecuTorch cannot run it ({error})") from None
         self.context_length = self._constant("get_max_context_len")
         self.vocab_size = self._constant("get_vocab_size")
+        self.stop_ids = frozenset(self._constants("get_eos_ids"))
 
     def forward(self, ids: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits [vocab] after the last of `ids`, which stand at `position` and after."""
@@ -69,9 +70,12 @@ class Program:
         return np.array(logits.reshape(-1, logits.shape[-1])[-1].numpy(), dtype=np.float32)
 
     def _constant(self, method: str) -> int:
+        return self._constants(method)[0]
+
+    def _constants(self, method: str) -> list[int]:
         if method not in self._module.method_names():
             raise ArtifactError(f"{self._path}: the program has no method {method}")
-        return int(self._module.run_method(method, ())[0])
+        return [int(value) for value in self._module.run_method(method, ())]
 
 
 def set_threads(threads: int) -> None:

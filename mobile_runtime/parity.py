@@ -20,7 +20,7 @@ from mobile_runtime.compare import Comparison, Effect, compare, effect
 from mobile_runtime.engine import Engine, default_threads, engine_name, open_engine
 from mobile_runtime.prompt import open_prompt
 from mobile_runtime.replay import Replay, holds_context, replay
-from mobile_runtime.report import Measured, ParityResult, read_report, write_report
+from mobile_runtime.report import FORMAT, Measured, ParityResult, read_report, write_report
 from mobile_runtime.structure import context_gate, structure_gates
 from protos.artifacts import Artifact, finished, open_artifact, tool_versions
 from protos.errors import ArtifactError, GateError, InputError
@@ -43,7 +43,7 @@ def parity(
         A failing gate is no exception here; see `require`.
     """
     threads = threads or default_threads()
-    config = {"engine": engine_name(base, adapter), "threads": threads}
+    config = {"engine": engine_name(base, adapter), "threads": threads, "report": FORMAT}
     parents = _parents(base, adapter)
     if report := finished(out, "ParityReport", parents, config):
         return report, read_report(report)
@@ -82,8 +82,9 @@ def measure_parity(
     engine = open_engine(base, adapter, threads, cache_dir)
     golden = _golden(adapter or home, engine.vocab_size)
     replays, measured = _replay_states(engine, golden, adapter, merged, progress)
-    judge = _Judge(golden, replays, merged=merged, layout=_layout_name(adapter, merged))
-    structure = structure_gates(golden, open_prompt(home), engine.vocab_size)
+    judge = _Judge(golden, replays, merged, _layout_name(adapter, merged), _digests(base, adapter))
+    prompt = open_prompt(home)
+    structure = structure_gates(golden, prompt, engine.vocab_size, engine.stop_ids)
     return judge.result([*structure, context_gate(holds_context(engine))], measured)
 
 
@@ -94,6 +95,18 @@ def _parents(base: Path | None, adapter: Path | None) -> dict[str, str]:
         for role, (path, kind) in named.items()
         if path is not None
     }
+
+
+def _digests(base: Path | None, adapter: Path | None) -> dict[str, str]:
+    """Every id and digest that the verdict is about: bundles, what they came from, their files."""
+    found: dict[str, str] = {}
+    for name, path in (("base_bundle", base), ("adapter_bundle", adapter)):
+        if path is not None:
+            manifest = open_artifact(path).manifest
+            found[name] = manifest.id
+            found |= {f"{name} from {role}": digest for role, digest in manifest.parents.items()}
+            found |= {f"{name}/{file}": entry.sha256 for file, entry in manifest.files.items()}
+    return found
 
 
 def _layout_name(adapter: Path | None, merged: bool) -> str:
@@ -161,18 +174,18 @@ class _Judge:
     replays: Mapping[str, Replay]
     merged: bool
     layout: str
+    digests: dict[str, str]
 
     def result(self, structure: list[gate.Gate], measured: Measured) -> ParityResult:
         """All numbers, all gates, the verdict."""
         golden, limits, noise = self.golden, self.golden.thresholds, self.golden.noise_floor
         lowering, quantization = self._against("fake_quant"), self._against("peft")
-        prefill = {state: each.prefill_decode for state, each in self.replays.items()}
         moved, control = self._effects()
         stages = self._stages()
         rows = [
             *structure,
             *(g for s, c in lowering.items() for g in gate.lowering_gates(s, c, limits, noise)),
-            *(gate.prefill_gate(s, p, limits, noise) for s, p in prefill.items()),
+            *(g for s, r in self.replays.items() for g in self._agreement_gates(s, r)),
             *(g for s, c in quantization.items() for g in gate.quantization_gates(s, c, limits)),
             *(gate.effect_gates(moved, limits) if moved else ()),
             *((gate.control_gate(control, limits),) if control else ()),
@@ -184,9 +197,12 @@ class _Judge:
             gates=rows,
             lowering=lowering,
             quantization=quantization,
-            prefill_decode=prefill,
+            prefill_decode={state: each.prefill_decode for state, each in self.replays.items()},
+            cache={state: each.cache for state, each in self.replays.items()},
+            reset={state: each.reset for state, each in self.replays.items()},
             effect=moved,
             control=control,
+            moved=self._moved(),
             reference_stages={
                 "merge": dict(stages.merge), "quantization": dict(stages.quantization)
             },
@@ -196,8 +212,13 @@ class _Judge:
             noise_floor=noise,
             versions=tool_versions(),
             golden_versions=golden.versions,
+            digests=self.digests,
             measured=measured,
         )  # fmt: skip
+
+    def _agreement_gates(self, state: str, said: Replay) -> list[gate.Gate]:
+        ways = (said.prefill_decode, said.cache, said.reset)
+        return gate.agreement_gates(state, ways, self.golden.thresholds, self.golden.noise_floor)
 
     def _against(self, rung: str) -> dict[str, Comparison]:
         return {
@@ -212,17 +233,34 @@ class _Judge:
         in for it. The control takes what the base alone differs from that reference by, a vector of
         pure rounding, for an effect.
         """
-        rungs, floor = self.golden.rungs, self.golden.noise_floor.norm
         if "on" not in self.replays:
             return None, None
-        peft = (rungs["peft.on"], rungs["peft.off"])
-        reference_off = rungs["fake_quant.off"]
-        if self.merged:
-            control = effect(reference_off, rungs["peft.off"], *peft, floor)
-            return effect(self.replays["on"].rung, reference_off, *peft, floor), control
-        device_off = self.replays["off"].rung
-        control = effect(device_off, reference_off, *peft, floor)
-        return effect(self.replays["on"].rung, device_off, *peft, floor), control
+        on, off = self._device()
+        base = self.golden.rungs["peft.off" if self.merged else "fake_quant.off"]
+        return self._effect(on, off), self._effect(off, base)
+
+    def _device(self) -> tuple[Rung, Rung]:
+        """The device with the adapter on and off."""
+        off = self.golden.rungs["fake_quant.off"] if self.merged else self.replays["off"].rung
+        return self.replays["on"].rung, off
+
+    def _moved(self) -> dict[str, Comparison]:
+        """What the adapter does to the answers, base to adapted: on the device, and in PEFT."""
+        if "on" not in self.replays:
+            return {}
+        on, off = self._device()
+        peft_on, peft_off = self._peft
+        return {
+            "device": compare(self.golden, off, on),
+            "peft": compare(self.golden, peft_off, peft_on),
+        }
+
+    @property
+    def _peft(self) -> tuple[Rung, Rung]:
+        return self.golden.rungs["peft.on"], self.golden.rungs["peft.off"]
+
+    def _effect(self, on: Rung, off: Rung) -> Effect:
+        return effect(self.golden, (on, off), self._peft, self.golden.noise_floor.norm)
 
     def _stages(self) -> gate.Stages:
         return gate.Stages(
@@ -245,6 +283,4 @@ class _Judge:
 
     def _reference_effect(self, rung: str) -> Effect:
         rungs, off = self.golden.rungs, f"{rung}.off"
-        base = rungs[off] if off in rungs else rungs["peft.off"]
-        peft = (rungs["peft.on"], rungs["peft.off"])
-        return effect(rungs[f"{rung}.on"], base, *peft, self.golden.noise_floor.norm)
+        return self._effect(rungs[f"{rung}.on"], rungs.get(off, rungs["peft.off"]))

@@ -2,13 +2,14 @@
 
 In: prompts and their continuations. Out: the same arrays as a reference's. Each prompt is read
 twice: one token at a time from the start, which gives a row for every position, and at once as a
-phone does, after which the continuation is decoded (teacher forced). Where both read the same
-position, their difference is kept.
+phone does, after which the continuation is decoded (teacher forced). Then prompt and continuation
+are read at once, so that no step depends on an earlier one's cache. Where two readings end at the
+same position, their difference is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,10 @@ from protos.progress import Progress, silent
 
 
 @dataclass(frozen=True)
-class PrefillDecode:
-    """Reading a prompt at once against one by one, at its last position, over all prompts.
+class Agreement:
+    """Two readings of the same tokens on one device, at their last position, over all prompts.
 
-    kl_mean, kl_max: nats over the whole vocabulary.
+    max_abs: of logit differences. kl_mean, kl_max: nats over the whole vocabulary.
     """
 
     max_abs: float
@@ -34,30 +35,57 @@ class PrefillDecode:
 
 @dataclass(frozen=True)
 class Replay:
-    """What the device says."""
+    """What the device says, and whether it says the same however it is asked.
+
+    prefill_decode: a prompt at once against token by token. cache: prompt and continuation at once
+    against the continuation decoded. reset: the first prompt, and again after all others.
+    """
 
     rung: Rung
-    prefill_decode: PrefillDecode
+    prefill_decode: Agreement
+    cache: Agreement
+    reset: Agreement
 
 
 def replay(engine: Engine, golden: Golden, progress: Progress = silent) -> Replay:
     """Run every prompt of `golden` on `engine` with the adapter that it has now."""
     recorder = _Recorder(golden, engine.vocab_size)
-    differences: list[tuple[float, float]] = []
+    readings: list[_Readings] = []
     for number, prompt in enumerate(golden.prompts):
         progress(f"replaying {prompt.name}", number / len(golden.prompts))
-        at_once, one_by_one = recorder.record(engine, prompt)
-        kl = float(full_kl(one_by_one[None], at_once[None])[0])
-        differences.append((float(np.abs(at_once - one_by_one).max()), kl))
-    kls = [kl for _, kl in differences]
-    summary = PrefillDecode(max(d for d, _ in differences), float(np.mean(kls)), max(kls))
-    return Replay(recorder.rung(), summary)
+        readings.append(recorder.record(engine, prompt))
+    again = _at_once(engine, golden.prompts[0].ids)
+    return Replay(
+        rung=recorder.rung(),
+        prefill_decode=_agreement([(r.one_by_one, r.at_once) for r in readings]),
+        cache=_agreement([(r.uncached, r.decoded) for r in readings]),
+        reset=_agreement([(readings[0].at_once, again)]),
+    )
+
+
+def _agreement(pairs: Sequence[tuple[Logits, Logits]]) -> Agreement:
+    kls = [float(full_kl(one[None], other[None])[0]) for one, other in pairs]
+    worst = max(float(np.abs(one - other).max()) for one, other in pairs)
+    return Agreement(worst, float(np.mean(kls)), max(kls))
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """Logits [vocab] after a prompt, read in two ways, and after its continuation, in two ways."""
+
+    one_by_one: Logits
+    at_once: Logits
+    decoded: Logits
+    uncached: Logits
 
 
 def holds_context(engine: Engine) -> bool:
     """Whether the context can be filled to its end, and one token more is refused."""
     engine.reset()
-    engine.prefill([0] * engine.context_length)
+    try:
+        engine.prefill([0] * engine.context_length)
+    except InputError:
+        return False
     try:
         engine.decode(0)
     except InputError:
@@ -78,8 +106,8 @@ class _Recorder:
         self._full: Floats = np.zeros((len(golden.full_rows), vocab_size), dtype=np.float32)
         self._row = 0
 
-    def record(self, engine: Engine, prompt: GoldenPrompt) -> tuple[Logits, Logits]:
-        """One prompt's rows; the last position's logits, read at once and one by one."""
+    def record(self, engine: Engine, prompt: GoldenPrompt) -> _Readings:
+        """One prompt's rows."""
         last: Logits | None = None
         engine.reset()
         for token in prompt.ids:
@@ -87,12 +115,13 @@ class _Recorder:
             self._keep(last)
         assert last is not None
         self._row -= 1  # the last position as a phone reads it is the one that counts
-        rows = _as_a_phone(engine, prompt)
-        at_once = next(rows)
+        at_once = decoded = _at_once(engine, prompt.ids)
         self._keep(at_once)
-        for logits in rows:
-            self._keep(logits)
-        return at_once, last
+        for token in prompt.continuation:
+            decoded = engine.decode(token)
+            self._keep(decoded)
+        uncached = _at_once(engine, [*prompt.ids, *prompt.continuation])
+        return _Readings(last, at_once, decoded, uncached)
 
     def rung(self) -> Rung:
         return Rung(self._logits, self._logsumexp, self._argmax, self._full)
@@ -106,8 +135,6 @@ class _Recorder:
         self._row += 1
 
 
-def _as_a_phone(engine: Engine, prompt: GoldenPrompt) -> Iterator[Logits]:
+def _at_once(engine: Engine, ids: Sequence[int]) -> Logits:
     engine.reset()
-    yield engine.prefill(prompt.ids)
-    for token in prompt.continuation:
-        yield engine.decode(token)
+    return engine.prefill(ids)

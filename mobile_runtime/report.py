@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mobile_runtime.compare import Comparison, Effect
 from mobile_runtime.engine import SwapCost
 from mobile_runtime.gates import Gate
-from mobile_runtime.replay import PrefillDecode
+from mobile_runtime.replay import Agreement
 from protos.artifacts import Artifact, create, open_artifact, read_json, write_json
 from protos.errors import ArtifactError
 from protos.golden import NoiseFloor
@@ -22,7 +22,7 @@ from protos.golden import NoiseFloor
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FORMAT = 1
+FORMAT = 2
 FILE = "report.json"
 KL_NOTE = "KL is a lower bound: the golden's 64 ids, and one bucket for all other tokens"
 
@@ -40,7 +40,9 @@ class ParityResult:
     """Everything that parity found. `lowering` and the like map the adapter's state to numbers.
 
     layout: `base`, `adapter` or `merged`. stage_at_fault: None if all gates passed.
-    reference_stages: the golden's rungs against each other, which no device had a part in.
+    prefill_decode, cache, reset: see `replay.Replay`. moved: the adapted model against the base, on
+    the `device` and in `peft`. reference_stages: the golden's rungs against each other, which no
+    device had a part in. digests: of the bundles, of what they were made from, and of every file.
     """
 
     passed: bool
@@ -49,9 +51,12 @@ class ParityResult:
     gates: list[Gate]
     lowering: dict[str, Comparison]
     quantization: dict[str, Comparison]
-    prefill_decode: dict[str, PrefillDecode]
+    prefill_decode: dict[str, Agreement]
+    cache: dict[str, Agreement]
+    reset: dict[str, Agreement]
     effect: Effect | None
     control: Effect | None
+    moved: dict[str, Comparison]
     reference_stages: dict[str, dict[str, Comparison]]
     prompts: int
     positions: int
@@ -59,6 +64,7 @@ class ParityResult:
     noise_floor: NoiseFloor
     versions: dict[str, str]
     golden_versions: dict[str, str]
+    digests: dict[str, str]
     measured: Measured
 
 
@@ -114,18 +120,34 @@ def _gate_table(result: ParityResult) -> RenderableType:
 def _number_table(result: ParityResult) -> RenderableType:
     from rich.table import Table
 
-    names = ("against", "adapter", "max |d|", "mean |d|", "KL mean", "KL max", "top-1", "diverges")
+    names = (
+        "against", "adapter", "max |d|", "KL mean (95%)", "median", "p99", "p99.9", "max", "top-1",
+        "dp RMS", "ppl ratio", "diverges",
+    )  # fmt: skip
     grid = Table(*names, title="Logits on the device", title_justify="left")
     comparisons = {
         "lowering: same weights in PyTorch": result.lowering,
         "quantization: float as trained": result.quantization,
+        "effect: base to adapted": result.moved,
     }
     for name, states in comparisons.items():
         for state, each in states.items():
-            first = "never" if each.earliest is None else f"at token {each.earliest}"
-            numbers = (each.max_abs, each.mean_abs, each.kl_mean, each.kl_max)
-            grid.add_row(name, state, *map(_short, numbers), f"{each.top1:.2%}", first)
+            grid.add_row(name, state, *_numbers(each))
+    noise = result.noise_floor
+    floor = ["" if value is None else _short(value) for value in (
+        noise.max_abs, noise.kl_mean, None, None, None, noise.kl_max)]  # fmt: skip
+    grid.add_row("noise floor of that PyTorch", "", *floor, f"{noise.top1:.2%}")
     return grid
+
+
+def _numbers(each: Comparison) -> list[str]:
+    low, high = each.intervals["kl_mean"]
+    first = "never" if each.earliest is None else f"at token {each.earliest}"
+    kls = map(_short, (each.kl_median, each.kl_p99, each.kl_p999, each.kl_max))
+    return [
+        _short(each.max_abs), f"{each.kl_mean:.2g} ({low:.2g} to {high:.2g})", *kls,
+        f"{each.top1:.2%}", _short(each.dp_rms), f"{each.ppl_ratio:.5f}", first,
+    ]  # fmt: skip
 
 
 def _notes(result: ParityResult) -> list[str]:
@@ -154,9 +176,10 @@ def _parse(raw: Any, measured: Mapping[str, Any]) -> ParityResult:
         "gates": [Gate(**gate) for gate in raw["gates"]],
         "lowering": _comparisons(raw["lowering"]),
         "quantization": _comparisons(raw["quantization"]),
-        "prefill_decode": {s: PrefillDecode(**p) for s, p in raw["prefill_decode"].items()},
-        "effect": Effect(**raw["effect"]) if raw["effect"] else None,
-        "control": Effect(**raw["control"]) if raw["control"] else None,
+        **{name: _agreements(raw[name]) for name in ("prefill_decode", "cache", "reset")},
+        "effect": _effect(raw["effect"]),
+        "control": _effect(raw["control"]),
+        "moved": _comparisons(raw["moved"]),
         "reference_stages": {s: _comparisons(c) for s, c in raw["reference_stages"].items()},
         "noise_floor": NoiseFloor(**raw["noise_floor"]),
         "measured": Measured(
@@ -167,4 +190,17 @@ def _parse(raw: Any, measured: Mapping[str, Any]) -> ParityResult:
 
 
 def _comparisons(raw: Mapping[str, Any]) -> dict[str, Comparison]:
-    return {state: Comparison(**numbers) for state, numbers in raw.items()}
+    return {s: Comparison(**{**numbers, **_intervals(numbers)}) for s, numbers in raw.items()}
+
+
+def _agreements(raw: Mapping[str, Any]) -> dict[str, Agreement]:
+    return {state: Agreement(**numbers) for state, numbers in raw.items()}
+
+
+def _effect(raw: Mapping[str, Any] | None) -> Effect | None:
+    return Effect(**{**raw, **_intervals(raw)}) if raw else None
+
+
+def _intervals(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists where the result has pairs."""
+    return {"intervals": {name: (low, high) for name, (low, high) in raw["intervals"].items()}}

@@ -1,6 +1,7 @@
 """Structural checks: does the phone read the same ids, know where to stop, and hold the context?
 
-In: a bundle's tokenizer and template, and a golden. Out: gates that hold or do not; no model.
+In: a bundle's tokenizer and template, the ids that its program stops at, and a golden. Out: gates
+that hold or do not.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ MIN_POSITIONS = 512
 """Sixteen prompts with a continuation of 32 tokens."""
 
 
-def structure_gates(golden: Golden, prompt: Prompt, vocab_size: int) -> list[Gate]:
-    """Tokenizer, template, end tokens and coverage."""
+def structure_gates(
+    golden: Golden, prompt: Prompt, vocab_size: int, stop_ids: frozenset[int] | None
+) -> list[Gate]:
+    """Tokenizer, template, end tokens and coverage. stop_ids: see `Engine.stop_ids`."""
     rendered = [p.name for p in golden.prompts if _render(prompt, p) != p.rendered]
     ids = [p.name for p in golden.prompts if _ids(prompt, p) != p.ids]
-    unknown = sorted(t for t in prompt.eos_ids if t >= vocab_size or not prompt.knows(t))
-    eos = "none" if not prompt.eos_ids else f"unknown: {unknown}" if unknown else "known"
+    eos = _end_tokens(golden, prompt, vocab_size, stop_ids)
     positions = sum(p.length for p in golden.prompts)
     return [
         fact_gate(
@@ -32,7 +34,8 @@ def structure_gates(golden: Golden, prompt: Prompt, vocab_size: int) -> list[Gat
             "tokenizer.json gives every golden prompt's ids",
         ),
         fact_gate(
-            "structure_eos", eos == "known", eos, "known", "ids that end an answer are tokens",
+            "structure_eos", eos == "equal", eos, "equal",
+            "ids that end an answer: tokens, and the same in prompt.json, program and golden",
         ),
         fact_gate(
             "structure_prompts", len(golden.prompts) >= MIN_PROMPTS,
@@ -51,6 +54,20 @@ def context_gate(holds: bool) -> Gate:
         "structure_context_end", holds, "held" if holds else "overrun", "held",
         "the context can be filled to its end, and one token more is refused",
     )  # fmt: skip
+
+
+def _end_tokens(
+    golden: Golden, prompt: Prompt, vocab_size: int, stop_ids: frozenset[int] | None
+) -> str:
+    mine = prompt.eos_ids
+    if not mine:
+        return "none"
+    if unknown := sorted(t for t in mine if t >= vocab_size or not prompt.knows(t)):
+        return f"unknown: {unknown}"
+    others = {"program": stop_ids, "golden": frozenset(golden.eos_ids) or None}
+    different = {name: sorted(ids) for name, ids in others.items() if ids not in (None, mine)}
+    said = "; ".join(f"{name} says {ids}" for name, ids in different.items())
+    return f"prompt.json says {sorted(mine)}, {said}" if said else "equal"
 
 
 def _render(prompt: Prompt, golden: GoldenPrompt) -> str | None:

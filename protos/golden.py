@@ -12,7 +12,7 @@ so that a difference between two neighbours names the stage that made it.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Golden:
     prompts: their positions, in order, are the rows of every array.
     ids: [rows, TOP], the token ids whose logits are kept. full_rows: [<= 8], rows kept whole.
     rungs: "peft.off", "peft.on", ... -> what that reference says. A base has only the "off" ones.
+    eos_ids: where the trained model ends an answer; empty in goldens from before it was recorded.
     """
 
     prompts: list[GoldenPrompt]
@@ -104,6 +105,7 @@ class Golden:
     thresholds: dict[str, float]
     seed: int
     versions: dict[str, str]
+    eos_ids: list[int] = field(default_factory=list[int])
 
     @property
     def has_adapter(self) -> bool:
@@ -120,6 +122,7 @@ def write_golden(directory: Path, golden: Golden) -> None:
         "thresholds": golden.thresholds,
         "seed": golden.seed,
         "versions": golden.versions,
+        "eos_ids": golden.eos_ids,
     }
     write_json(directory / JSON_FILE, head)
     tensors: dict[str, NDArray[Any]] = {"ids": golden.ids, "full_rows": golden.full_rows}
@@ -160,6 +163,7 @@ def _assemble(head: Any, tensors: dict[str, NDArray[Any]]) -> Golden:
         thresholds={name: float(value) for name, value in head["thresholds"].items()},
         seed=int(head["seed"]),
         versions=dict(head["versions"]),
+        eos_ids=[int(token) for token in head.get("eos_ids", [])],
     )
 
 

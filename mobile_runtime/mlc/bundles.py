@@ -51,6 +51,12 @@ class Bundle:
         """What the adapter adds to, if its A and B are parameters."""
         return _ranks(_records([*self.own, *self.shared]))
 
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Where MLC's own apps end an answer."""
+        said = read_object(self.artifact.file(CONFIG)).get("eos_token_id", [])
+        return frozenset(said if isinstance(said, list) else [said])
+
     @property
     def own_bytes(self) -> int:
         return sum(shard.nbytes for shard in self.own)

@@ -70,6 +70,10 @@ class TvmEngine:
         return self._source.config.vocab_size
 
     @property
+    def stop_ids(self) -> frozenset[int]:
+        return self._source.stop_ids
+
+    @property
     def cost(self) -> SwapCost:
         return self._cost
 

@@ -69,7 +69,34 @@ def test_all_figures_of_a_comparison() -> None:
     assert found.first_divergence == {"p": 1}
     assert found.earliest == 1
     assert found.kl_full_max == pytest.approx(full_kl(reference[1:2], model[1:2])[0])
-    assert 0 < found.kl_median <= found.kl_p99 <= found.kl_max
+    assert 0 < found.kl_median <= found.kl_p99 <= found.kl_p999 <= found.kl_max
+
+
+def test_the_probability_of_the_tokens_that_follow_is_as_worked_by_hand() -> None:
+    ids = np.array([[0, 1], [0, 1], [0, 1]], np.int32)
+    reference = probabilities([0.5, 0.25, 0.25], [0.4, 0.4, 0.2], [0.1, 0.1, 0.8])
+    model = probabilities([0.25, 0.5, 0.25], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8])
+    # after row 0 comes token 1: 0.25 -> 0.5; after row 1 token 0: 0.4 -> 0.2; after row 2 nothing
+    golden = Golden([GoldenPrompt("p", "", "", [9, 1], [0])], ids, np.zeros(0, np.int32), {},
+                    NOISE, {}, 0, {})  # fmt: skip
+    found = compare(golden, rung(reference, ids, []), rung(model, ids, []))
+    assert found.truth_rows == 2
+    assert found.dp_rms == pytest.approx(math.sqrt((0.25**2 + 0.2**2) / 2), rel=1e-5)
+    # perplexities: (4 x 2.5)^(1/2) and (2 x 5)^(1/2), so their ratio is 1
+    assert found.ppl_ratio == pytest.approx(1.0, rel=1e-5)
+    doubled = probabilities([0.5, 0.125, 0.375], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8])
+    assert compare(golden, rung(reference, ids, []), rung(doubled, ids, [])).ppl_ratio == (
+        pytest.approx(2.0, rel=1e-5)
+    )
+
+
+def test_a_token_whose_logit_was_not_kept_counts_in_no_probability() -> None:
+    ids = np.array([[0], [0]], np.int32)
+    logits = probabilities([0.5, 0.5], [0.5, 0.5])
+    golden = Golden([GoldenPrompt("p", "", "", [1, 1], [])], ids, np.zeros(0, np.int32), {},
+                    NOISE, {}, 0, {})  # fmt: skip
+    found = compare(golden, rung(logits, ids, []), rung(logits[::-1], ids, []))
+    assert (found.truth_rows, found.dp_rms, found.ppl_ratio) == (0, 0.0, 1.0)
 
 
 def test_divergence_is_counted_where_the_continuation_is_chosen() -> None:
@@ -90,6 +117,12 @@ def test_divergence_is_counted_where_the_continuation_is_chosen() -> None:
     assert first_divergence(prompts, reference, chosen(0, 0, 0, 9, 0, 0, 0)) == {"a": 1, "b": None}
 
 
+ONE_ROW = Golden(
+    [GoldenPrompt("p", "", "", [1], [])], np.zeros((1, 2), np.int32), np.zeros(0, np.int32),
+    {}, NOISE, {}, 0, {},
+)  # fmt: skip
+
+
 def vector(*logits: float) -> Rung:
     row = np.array([logits], np.float32)
     return Rung(row, np.zeros(1, np.float32), np.zeros(1, np.int32), row)
@@ -108,7 +141,7 @@ def vector(*logits: float) -> Rung:
 )
 def test_effect_is_as_worked_by_hand(on, cosine, ratio, no_effect) -> None:
     zero = vector(0.0, 0.0)
-    found = effect(vector(*on), zero, vector(3.0, 4.0), zero, floor=0.5)
+    found = effect(ONE_ROW, (vector(*on), zero), (vector(3.0, 4.0), zero), floor=0.5)
     assert found.cosine == pytest.approx(cosine, abs=1e-7)
     assert found.norm_ratio == pytest.approx(ratio)
     assert found.no_effect is no_effect
@@ -116,5 +149,5 @@ def test_effect_is_as_worked_by_hand(on, cosine, ratio, no_effect) -> None:
 
 def test_an_adapter_that_does_nothing_in_peft_has_no_direction() -> None:
     zero = vector(0.0, 0.0)
-    found = effect(zero, zero, zero, zero, floor=0.5)
+    found = effect(ONE_ROW, (zero, zero), (zero, zero), floor=0.5)
     assert (found.cosine, found.norm_ratio, found.no_effect) == (0.0, 0.0, True)

@@ -344,11 +344,63 @@ def test_the_report_holds_every_figure(world, measure) -> None:
         "name", "value", "relation", "limit", "passed", "explanation",
     }  # fmt: skip
     assert set(value["lowering"]["on"]) >= {
-        "max_abs", "mean_abs", "kl_mean", "top1", "first_divergence", "earliest", "rows",
+        "max_abs", "mean_abs", "kl_mean", "kl_median", "kl_p99", "kl_p999", "kl_max", "top1",
+        "dp_rms", "ppl_ratio", "first_divergence", "earliest", "rows", "intervals",
     }  # fmt: skip
+    assert set(value["moved"]) == {"device", "peft"}
+    for role, path in (("base_bundle", world.base), ("adapter_bundle", world.adapters["ada"])):
+        manifest = json.loads((path / "manifest.json").read_text())
+        assert value["digests"][role] == manifest["id"]
+        for name, file in manifest["files"].items():
+            assert value["digests"][f"{role}/{name}"] == file["sha256"]
     assert "lower bound" in value["kl"]
     assert value["versions"]["executorch"]
     assert value["reference_stages"]["merge"]["on"]["kl_mean"] < 1e-6
+
+
+def test_intervals_hold_their_figures_and_the_adapter_moves_alike_on_both(world, measure) -> None:
+    result = measure(world.base, world.adapters["ada"])
+    for comparison in (*result.quantization.values(), *result.moved.values()):
+        for name, (low, high) in comparison.intervals.items():
+            assert low <= getattr(comparison, name) <= high, name
+    device, peft = result.moved["device"], result.moved["peft"]
+    assert device.kl_mean == pytest.approx(peft.kl_mean, rel=1e-3)
+    assert device.dp_rms == pytest.approx(peft.dp_rms, rel=1e-3)
+    assert device.ppl_ratio < 1, "the adapted model made the continuations: it finds them likelier"
+    assert device.first_divergence == peft.first_divergence
+    assert result.effect is not None
+    low, high = result.effect.intervals["cosine"]
+    assert 0.999 < low <= result.effect.cosine <= high + 1e-9
+
+
+def test_what_the_program_stops_at_is_held_against_prompt_json(world, measure, reseal) -> None:
+    """A phone's own runner stops at the program's ids, not at those of prompt.json."""
+
+    def one_more(directory: Path) -> None:
+        value = json.loads((directory / "prompt.json").read_text())
+        value["eos_ids"] = [*value["eos_ids"], 0]
+        (directory / "prompt.json").write_text(json.dumps(value))
+
+    result = measure(reseal(world.base, one_more))
+    (gate,) = [gate for gate in result.gates if not gate.passed]
+    assert gate.name == "structure_eos"
+    assert gate.value == "prompt.json says [0, 2], program says [2]; golden says [2]"
+
+
+def test_a_reset_that_leaves_the_cache_as_it_was_is_named(world, measure, monkeypatch) -> None:
+    """The first prompt, read again after all others, gives other answers."""
+    from mobile_runtime.executorch_engine import ExecuTorchEngine
+
+    resets: list[int] = []
+
+    def wear_out(self: ExecuTorchEngine) -> None:
+        resets.append(0)
+        self._position = 3 if len(resets) == 3 * 17 + 1 else 0
+
+    monkeypatch.setattr(ExecuTorchEngine, "reset", wear_out)
+    result = measure(world.base)
+    assert len(read_golden(world.base).prompts) == 17
+    assert failed(result) == {"reset_kl.off"}
 
 
 def test_the_engine_is_left_usable_for_others(world, cache_dir, measure) -> None:
