@@ -15,6 +15,7 @@ from mobile_runtime.binding import check_base, check_base_model, read_object, re
 from mobile_runtime.fit import (
     fit_problems,
     foundation_problems,
+    key_problems,
     program_problems,
     slot_problems,
     tensor_problems,
@@ -142,6 +143,7 @@ def open_adapter(path: Path, base: BaseBundle | None) -> AdapterBundle | MergedB
         raise ArtifactError(f"{source}: malformed adapter ({error!r})") from None
     refuse(path, [*slot_problems(bundle.slots), *tensor_problems(bundle)], ArtifactError)
     refuse(path, [*fit_problems(bundle, base)], MismatchError)
+    refuse(path, key_problems(bundle), ArtifactError)
     return bundle
 
 

@@ -7,9 +7,12 @@ keys and every byte of the program are compared.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from typing import TYPE_CHECKING
+
+from mobile_runtime.ptd import read_floats
 
 if TYPE_CHECKING:
     from mobile_runtime.bundles import AdapterBundle, BaseBundle, Slot
@@ -96,6 +99,26 @@ def fit_problems(adapter: AdapterBundle, base: BaseBundle) -> list[str]:
     if not problems and adapter.program.read_bytes() != _patched(adapter, base):
         problems.append("program.pte differs from the base's program in more than the keys")
     return problems
+
+
+def key_problems(adapter: AdapterBundle) -> list[str]:
+    """Keys must follow from the adapter's content, as the export makes them.
+
+    So two adapters share a key only if they are the same: XNNPACK's weight cache finds constants by
+    key alone, and is on in the presets for phones.
+    """
+    tensors = {tensor.key: tensor for tensor in adapter.tensors}
+    content = hashlib.sha256()
+    for slot in sorted(adapter.slots, key=lambda slot: slot.name):
+        content.update(f"{slot.name}:{slot.shape}\n".encode())
+        content.update(read_floats(tensors[slot.key]))
+    digest = content.hexdigest()
+    wrong = [
+        slot.name
+        for slot in adapter.slots
+        if slot.key != hashlib.sha256(f"{digest}:{slot.name}".encode()).hexdigest()
+    ]
+    return [f"keys that do not follow from its content: {_some(wrong)}"] if wrong else []
 
 
 def _patched(adapter: AdapterBundle, base: BaseBundle) -> bytes:

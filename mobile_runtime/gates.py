@@ -166,6 +166,14 @@ def stage_at_fault(
         return "golden"
     if failed == {"negative_control"}:
         return "control"
+    if before := _fault_before_lowering(stages, limits):
+        return before
+    if any(name.endswith(".off") or name.startswith(_PROGRAM_GATES) for name in failed):
+        return "lowering"
+    return "lowering" if merged or not stages.effects else "adapter"
+
+
+def _fault_before_lowering(stages: Stages, limits: Mapping[str, float]) -> str | None:
     if any(effect.reference_norm <= effect.floor for effect in stages.effects.values()):
         return "training"
     if _over(stages.merge, MERGE_KL_MEAN) or _effect_fails(stages.effects, "merged", limits):
@@ -173,13 +181,7 @@ def stage_at_fault(
     quantization_limit = limits.get("quantization_kl_mean", limits["lowering_kl_mean"])
     if _over(stages.quantization, quantization_limit):
         return "quantization"
-    if _effect_fails(stages.effects, "fake_quant", limits):
-        return "quantization"
-    if any(name.endswith(".off") or name.startswith(_PROGRAM_GATES) for name in failed):
-        return "lowering"
-    if merged or not stages.effects:
-        return "lowering"
-    return "adapter"
+    return "quantization" if _effect_fails(stages.effects, "fake_quant", limits) else None
 
 
 _TOKENIZER_GATES = {"structure_rendered", "structure_ids", "structure_eos"}

@@ -97,6 +97,13 @@ def read_ptd16(path: Path) -> list[Tensor]:
     ]
 
 
+def read_floats(tensor: Tensor) -> bytes:
+    """A stored tensor's bytes as float32, as a program gets them."""
+    assert tensor.path is not None
+    stored = b"".join(_source_bytes(str(tensor.path), tensor.offset, tensor.stored_bytes))
+    return np.frombuffer(stored, "<f2").astype("<f4").tobytes() if tensor.half else stored
+
+
 def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
     """Write one data file that holds `tensors`; returns the sha256 of what was written.
 
