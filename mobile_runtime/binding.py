@@ -26,7 +26,7 @@ def read_object(source: Path) -> dict[str, Any]:
         raw = read_json(source)
     except InputError as error:
         raise ArtifactError(str(error)) from None
-    if not isinstance(raw, dict) or raw.get("format", FORMAT) != FORMAT:
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         raise ArtifactError(f"{source}: not of format {FORMAT}, the only one that this build reads")
     return raw
 

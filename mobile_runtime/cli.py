@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mobile_runtime.generate import Finish
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
+PAGE = click.Path(path_type=Path, dir_okay=False, writable=True)
 
 _base = click.option(
     "--base-bundle", type=DIRECTORY, help="BaseBundle; a merged bundle needs none."
@@ -36,24 +37,28 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @_base
 @_adapter
 @click.option("--out", type=DIRECTORY, required=True, help="Where the ParityReport goes.")
+@click.option("--html", type=PAGE, help="Write a page to look at, too; it holds the user's texts.")
 @_json
 @_threads
 def parity(
     base_bundle: Path | None,
     adapter_bundle: Path | None,
     out: Path,
+    html: Path | None,
     as_json: bool,
     threads: int | None,
 ) -> None:
     """Prove that a bundle answers as it was trained; exit code 7 if it would not.
 
-    Replays the bundle's goldens on ExecuTorch, with the adapter on and off, and writes a
-    ParityReport in either case.
+    Replays the bundle's goldens on the phone's runtime, with the adapter on and off, and writes a
+    ParityReport in either case. Where one of the same inputs is there already it is read instead,
+    so a page can be had of it later.
 
     \b
     Example:
       pocketune parity --base-bundle work/base --adapter-bundle work/adapter --out work/parity
     """
+    from mobile_runtime.page import page
     from mobile_runtime.parity import parity as measure
     from mobile_runtime.parity import require
     from mobile_runtime.report import as_json as json_of
@@ -61,6 +66,8 @@ def parity(
 
     with shown("parity") as progress:
         report, result = measure(base_bundle, adapter_bundle, out, threads, progress)
+    if html is not None:
+        html.write_text(page(result), encoding="utf-8")
     if as_json:
         click.echo(json.dumps({"id": report.id, "path": str(out), **json_of(result)}, indent=1))
     else:

@@ -27,15 +27,18 @@ class Comparison:
     """A model held against a reference, over `rows` positions.
 
     max_abs, mean_abs: |logit difference| at the golden's ids. full_max_abs: the same over the whole
-    vocabulary, at the rows kept whole. kl_*: nats, KL(reference || model) from the golden's ids and
-    one bucket for all others, which is a lower bound of the full KL; kl_full_max is the full KL at
-    the rows kept whole. kl_p99, kl_p999: the KL that 99% and 99.9% of the rows do not exceed.
+    vocabulary, at the rows kept whole, and at all others what the logsumexp shows of it: its change
+    is never more than the largest change of a logit.
+    kl_*: nats, KL(reference || model) from the golden's ids and one bucket for all others, which is
+    a lower bound of the full KL; kl_full_max is the full KL at the rows kept whole. kl_p99,
+    kl_p999: the KL that 99% and 99.9% of the rows do not exceed.
     top1: share of rows with the same likeliest token.
     dp_rms: root mean square of how the probability of the token that follows in the golden's text
     changes, over the `truth_rows` rows where the golden kept that token's logit. ppl_ratio:
-    perplexity of those tokens, model over reference. intervals: figure -> 95% interval.
+    perplexity of those tokens, model over reference.
     first_divergence: for each prompt the index in its continuation at which the model would have
     chosen another token than the reference, None where it never does. earliest: over all prompts.
+    intervals: figure -> 95% interval.
     """
 
     rows: int
@@ -79,6 +82,7 @@ def compare(golden: Golden, reference: Rung, model: Rung) -> Comparison:
     """Hold `model` against `reference`; both hold a row for each of the golden's positions."""
     difference = np.abs(model.logits.astype(np.float64) - reference.logits)
     full = np.abs(model.full.astype(np.float64) - reference.full)
+    sums = np.abs(model.logsumexp.astype(np.float64) - reference.logsumexp)
     kl = kl_lower_bound(reference, model)
     truth = _truth(golden, reference, model)
     same = reference.argmax == model.argmax
@@ -88,7 +92,7 @@ def compare(golden: Golden, reference: Rung, model: Rung) -> Comparison:
         rows=len(kl),
         max_abs=float(difference.max()),
         mean_abs=float(difference.mean()),
-        full_max_abs=float(full.max(initial=0.0)),
+        full_max_abs=float(max(full.max(initial=0.0), sums.max())),
         kl_mean=float(kl.mean()),
         **quantiles,
         kl_full_max=float(full_kl(reference.full, model.full).max(initial=0.0)),

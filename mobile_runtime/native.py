@@ -53,11 +53,11 @@ class Program:
                 shape = self._module.method_meta("forward").input_tensor_meta(0).sizes()
                 self.max_tokens = int(shape[1])
                 self.forward([0], 0)
-            except (RuntimeError, IndexError) as error:
+                self.context_length = self._constant("get_max_context_len")
+                self.vocab_size = self._constant("get_vocab_size")
+                self.stop_ids = frozenset(self._constants("get_eos_ids"))
+            except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 raise ArtifactError(f"{program}: ExecuTorch cannot run it ({error})") from None
-        self.context_length = self._constant("get_max_context_len")
-        self.vocab_size = self._constant("get_vocab_size")
-        self.stop_ids = frozenset(self._constants("get_eos_ids"))
 
     def forward(self, ids: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits [vocab] after the last of `ids`, which stand at `position` and after."""

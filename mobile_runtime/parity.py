@@ -18,9 +18,10 @@ from mobile_runtime import gates as gate
 from mobile_runtime.bundles import layout_of
 from mobile_runtime.compare import Comparison, Effect, compare, effect
 from mobile_runtime.engine import Engine, default_threads, engine_name, open_engine
-from mobile_runtime.prompt import open_prompt
+from mobile_runtime.prompt import Prompt, open_prompt
 from mobile_runtime.replay import Replay, holds_context, replay
 from mobile_runtime.report import FORMAT, Measured, ParityResult, read_report, write_report
+from mobile_runtime.samples import Points, Samples, continuations, histogram, points
 from mobile_runtime.structure import context_gate, structure_gates
 from protos.artifacts import Artifact, finished, open_artifact, tool_versions
 from protos.errors import ArtifactError, GateError, InputError
@@ -82,8 +83,9 @@ def measure_parity(
     engine = open_engine(base, adapter, threads, cache_dir)
     golden = _golden(adapter or home, engine.vocab_size)
     replays, measured = _replay_states(engine, golden, adapter, merged, progress)
-    judge = _Judge(golden, replays, merged, _layout_name(adapter, merged), _digests(base, adapter))
     prompt = open_prompt(home)
+    layout, digests = _layout_name(adapter, merged), _digests(base, adapter)
+    judge = _Judge(golden, replays, merged, layout, digests, prompt)
     structure = structure_gates(golden, prompt, engine.vocab_size, engine.stop_ids)
     return judge.result([*structure, context_gate(holds_context(engine))], measured)
 
@@ -175,6 +177,7 @@ class _Judge:
     merged: bool
     layout: str
     digests: dict[str, str]
+    prompt: Prompt
 
     def result(self, structure: list[gate.Gate], measured: Measured) -> ParityResult:
         """All numbers, all gates, the verdict."""
@@ -214,7 +217,28 @@ class _Judge:
             golden_versions=golden.versions,
             digests=self.digests,
             measured=measured,
+            samples=self._samples(),
         )  # fmt: skip
+
+    def _samples(self) -> Samples:
+        """Of the state that matters most: with the adapter, where there is one."""
+        rungs, state = self.golden.rungs, "on" if "on" in self.replays else "off"
+        device, same, peft = (
+            self.replays[state].rung, rungs[f"fake_quant.{state}"], rungs[f"peft.{state}"]
+        )  # fmt: skip
+        moved: Points = []
+        if state == "on":
+            (on, off), (peft_on, peft_off) = self._device(), self._peft
+            moved = points(peft_on.logits - peft_off.logits, on.logits - off.logits)
+        return Samples(
+            kl={
+                f"lowering.{state}": histogram(same, device),
+                f"quantization.{state}": histogram(peft, device),
+            },
+            logits=points(same.logits, device.logits),
+            effect=moved,
+            texts=continuations(self.golden, peft, device, self.prompt),
+        )
 
     def _agreement_gates(self, state: str, said: Replay) -> list[gate.Gate]:
         ways = (said.prefill_decode, said.cache, said.reset)

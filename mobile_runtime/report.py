@@ -15,6 +15,7 @@ from mobile_runtime.compare import Comparison, Effect
 from mobile_runtime.engine import SwapCost
 from mobile_runtime.gates import Gate
 from mobile_runtime.replay import Agreement
+from mobile_runtime.samples import Continuation, Samples
 from protos.artifacts import Artifact, create, open_artifact, read_json, write_json
 from protos.errors import ArtifactError
 from protos.golden import NoiseFloor
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 FILE = "report.json"
+SAMPLES_FILE = "samples.json"
 KL_NOTE = "KL is a lower bound: the golden's 64 ids, and one bucket for all other tokens"
 
 
@@ -66,11 +68,14 @@ class ParityResult:
     golden_versions: dict[str, str]
     digests: dict[str, str]
     measured: Measured
+    samples: Samples
 
 
 def as_json(result: ParityResult) -> dict[str, Any]:
-    """The result as JSON values, with the figures of this run."""
-    return {"format": FORMAT, "kl": KL_NOTE, **asdict(result)}
+    """The result as JSON values, with the figures of this run, without what only a page draws."""
+    value = asdict(result)
+    del value["samples"]
+    return {"format": FORMAT, "kl": KL_NOTE, **value}
 
 
 def write_report(
@@ -81,6 +86,7 @@ def write_report(
     with create(out, "ParityReport", parents, config) as draft:
         draft.measured |= value.pop("measured")
         write_json(draft.path / FILE, value)
+        write_json(draft.path / SAMPLES_FILE, asdict(result.samples))
     return open_artifact(out, "ParityReport")
 
 
@@ -90,9 +96,9 @@ def read_report(report: Artifact) -> ParityResult:
     Raises:
         ArtifactError: it is of another format.
     """
-    raw = read_json(report.file(FILE))
+    raw, samples = read_json(report.file(FILE)), read_json(report.file(SAMPLES_FILE))
     try:
-        return _parse(raw, report.manifest.measured)
+        return _parse(raw, samples, report.manifest.measured)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{report.file(FILE)}: malformed report ({error!r})") from None
 
@@ -167,7 +173,7 @@ def _short(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.4g}"
 
 
-def _parse(raw: Any, measured: Mapping[str, Any]) -> ParityResult:
+def _parse(raw: Any, samples: Any, measured: Mapping[str, Any]) -> ParityResult:
     if raw["format"] != FORMAT:
         raise KeyError(f"format {raw['format']!r}, this build reads {FORMAT}")
     swapped = measured["swapped"]
@@ -184,6 +190,9 @@ def _parse(raw: Any, measured: Mapping[str, Any]) -> ParityResult:
         "noise_floor": NoiseFloor(**raw["noise_floor"]),
         "measured": Measured(
             SwapCost(**measured["opened"]), SwapCost(**swapped) if swapped else None
+        ),
+        "samples": Samples(
+            **{**samples, "texts": [Continuation(**text) for text in samples["texts"]]}
         ),
     }
     return ParityResult(**fields)

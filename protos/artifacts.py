@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import secrets
@@ -33,6 +34,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 KINDS = ("Profile", "Dataset", "Adapter", "BaseBundle", "AdapterBundle", "ParityReport")
 _INSTALL_ATTEMPTS = 5
+_LONGEST_NAME = 255
 _RECORDED_TOOLS = (
     "pocketune", "torch", "transformers", "peft", "torchao", "executorch", "apache-tvm",
     "tokenizers",
@@ -166,7 +168,10 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     ]
     if problems:
         raise ArtifactError(f"{path}: {'; '.join(problems)}; restore it or make it again")
-    expected = identity(manifest.kind, manifest.files, manifest.parents, manifest.config)
+    try:
+        expected = identity(manifest.kind, manifest.files, manifest.parents, manifest.config)
+    except ValueError as error:
+        raise ArtifactError(f"{path / MANIFEST}: malformed manifest ({error})") from None
     if manifest.id != expected:
         raise ArtifactError(
             f"{path / MANIFEST}: id is {manifest.id[:12]}, but its content says {expected[:12]}; "
@@ -269,7 +274,8 @@ def read_json(path: Path) -> Any:
         InputError: it is missing, not UTF-8 or not JSON; the message names file and line.
     """
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"))
+        text = path.read_bytes().decode("utf-8-sig")
+        return json.loads(text, parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -278,8 +284,17 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except ValueError as error:
+        raise InputError(f"{path}: a number that cannot be read ({error})") from None
     except RecursionError:
         raise InputError(f"{path}: JSON nested too deeply") from None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is not finite")
+    return value
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -318,6 +333,8 @@ def _parse_manifest(raw: Any) -> Manifest:
 
 def _check_name(name: str) -> None:
     pure = PurePosixPath(name)
+    if any(len(part.encode()) > _LONGEST_NAME for part in pure.parts):
+        raise ValueError(f"file name {name[:40]!r}… is too long")
     if not name or "\0" in name or "\\" in name or pure.is_absolute() or ".." in pure.parts:
         raise ValueError(f"file name {name!r} leaves the directory")
 

@@ -31,6 +31,9 @@ JSON_FILE = "golden.json"
 TENSORS_FILE = "golden.safetensors"
 RUNGS = ("peft", "merged", "fake_quant")
 _PARTS = ("logits", "logsumexp", "argmax", "full")
+_DTYPES = {"ids": "int32", "full_rows": "int32", "argmax": "int32"} | dict.fromkeys(
+    ("logits", "logsumexp", "full"), "float32"
+)
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
@@ -142,7 +145,9 @@ def read_golden(directory: Path) -> Golden:
         head = read_json(directory / JSON_FILE)
         tensors = load_file(directory / TENSORS_FILE)
         golden = _assemble(head, tensors)
-    except (KeyError, TypeError, ValueError, SafetensorError, FileNotFoundError) as error:
+    except (
+        KeyError, TypeError, ValueError, AttributeError, SafetensorError, FileNotFoundError,
+    ) as error:  # fmt: skip
         raise ArtifactError(f"{directory}: malformed golden files ({error})") from None
     _check_shapes(directory, golden)
     return golden
@@ -152,25 +157,35 @@ def _assemble(head: Any, tensors: dict[str, NDArray[Any]]) -> Golden:
     if head["format"] != FORMAT:
         raise ValueError(f"format is {head['format']!r}, this build reads {FORMAT}")
     return Golden(
-        prompts=[GoldenPrompt(**prompt) for prompt in head["prompts"]],
+        prompts=[_prompt(prompt) for prompt in head["prompts"]],
         ids=tensors["ids"],
         full_rows=tensors["full_rows"],
         rungs={
             name: Rung(**{part: tensors[f"{name}.{part}"] for part in _PARTS})
             for name in head["rungs"]
         },
-        noise_floor=NoiseFloor(**head["noise_floor"]),
+        noise_floor=NoiseFloor(**{n: float(v) for n, v in head["noise_floor"].items()}),
         thresholds={name: float(value) for name, value in head["thresholds"].items()},
         seed=int(head["seed"]),
-        versions=dict(head["versions"]),
+        versions={str(name): str(version) for name, version in head["versions"].items()},
         eos_ids=[int(token) for token in head.get("eos_ids", [])],
     )
+
+
+def _prompt(raw: Any) -> GoldenPrompt:
+    texts, ids = (raw["name"], raw["content"], raw["rendered"]), (raw["ids"], raw["continuation"])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a prompt's text is no text")
+    return GoldenPrompt(*texts, *([int(token) for token in each] for each in ids))
 
 
 def _check_shapes(directory: Path, golden: Golden) -> None:
     rows = sum(prompt.length for prompt in golden.prompts)
     kept = golden.ids.shape[1] if golden.ids.ndim == 2 else -1
-    wanted: list[tuple[str, NDArray[Any], tuple[int, ...]]] = [("ids", golden.ids, (rows, kept))]
+    wanted: list[tuple[str, NDArray[Any], tuple[int, ...]]] = [
+        ("ids", golden.ids, (rows, kept)),
+        ("full_rows", golden.full_rows, (golden.full_rows.size,)),
+    ]
     for name, rung in golden.rungs.items():
         wanted += [
             (f"{name}.logits", rung.logits, (rows, kept)),
@@ -179,5 +194,8 @@ def _check_shapes(directory: Path, golden: Golden) -> None:
             (f"{name}.full", rung.full, (len(golden.full_rows), *rung.full.shape[1:])),
         ]
     wrong = [f"{name} is {a.shape}, expected {want}" for name, a, want in wanted if a.shape != want]
+    wrong += [
+        f"{name} is {a.dtype}" for name, a, _ in wanted if a.dtype != _DTYPES[name.split(".")[-1]]
+    ]
     if wrong:
         raise ArtifactError(f"{directory / TENSORS_FILE}: {'; '.join(wrong)}")
