@@ -171,6 +171,21 @@ def test_keys_of_the_template_are_refused(world, reseal) -> None:
         open_adapter(reseal(world.adapters["ada"], share), base)
 
 
+def test_users_share_no_key_with_each_other_or_with_the_base(world) -> None:
+    """The Python wheel has XNNPACK's weight cache off and no switch for it: so the keys are held
+    to what makes the cache harmless, that a key is of one content alone."""
+    base = open_base(world.base)
+    taken = {slot.key for slot in base.slots} | {tensor.key for tensor in base.foundation}
+    for path in world.adapters.values():
+        adapter = open_adapter(path, base)
+        assert isinstance(adapter, AdapterBundle)
+        keys = {tensor.key for tensor in adapter.tensors}
+        assert len(keys) == len(base.slots)
+        assert not keys & taken
+        assert all(adapter.program.read_bytes().count(key.encode()) == 1 for key in keys)
+        taken |= keys
+
+
 BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "offset moved": (edit("layout.json", lambda x: x["slots"][0].update(offset=8)), "no key of"),
     "offset negative": (edit("layout.json", lambda x: x["slots"][0].update(offset=-64)), "no key"),

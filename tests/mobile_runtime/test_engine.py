@@ -109,15 +109,15 @@ def test_logits_that_are_not_finite_name_the_bundle(world, opened, monkeypatch) 
         engine.prefill(IDS)
 
 
-def test_an_adapter_of_nan_is_refused_when_it_is_opened(world, opened, reseal) -> None:
+def test_weights_of_nan_are_refused_when_they_answer(world, opened, reseal) -> None:
     def poison(directory: Path) -> None:
-        path = directory / "adapter.ptd"
+        path = directory / "foundation.ptd"
         data = bytearray(path.read_bytes())
         data[-4:] = np.float32(np.nan).tobytes()
         path.write_bytes(data)
 
     with pytest.raises(ArtifactError, match="not finite"):
-        opened(world.base, reseal(world.adapters["ada"], poison)).prefill(IDS)
+        opened(reseal(world.base, poison)).prefill(IDS)
 
 
 def test_another_thread_count_is_refused_while_an_engine_lives(world, cache_dir) -> None:
