@@ -105,7 +105,7 @@ def base_golden(make: GoldenMaker) -> Golden:
     make.progress("the base's answers", 0.0)
     prompts, _ = make.continued(model)
     recorder = make.recorder(prompts)
-    (plain,) = recorder.record_float([forward_of(model)])
+    (plain,) = recorder.record_float([forward_of(model)], model)
     make.progress("the quantized base's answers", 0.5)
     shipped, noise = recorder.record_with_noise(make.quantized(make.load()), SEED)
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
@@ -171,7 +171,7 @@ def _float_rungs(
             return forward_of(tuned)(ids)
 
     make.progress("PEFT's answers", 0.3)
-    off, on = recorder.record_float([without, forward_of(tuned)])
+    off, on = recorder.record_float([without, forward_of(tuned)], tuned)
     merged = recorder.keep(merged_logits)
     _check_merge(on, merged)
     # Without the adapter the merged model is the base itself: the same answers, not run again.

@@ -8,6 +8,8 @@ reach a token. Legend: N prompts of a group, L its longest, V vocabulary, K kept
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -138,13 +140,18 @@ class Recorder:
         self.ids: Ints = np.zeros((self.rows, min(TOP, vocab_size)), np.int32)
 
     @torch.no_grad()
-    def record_float(self, references: Sequence[Forward]) -> list[Rung]:
+    def record_float(self, references: Sequence[Forward], model: nn.Module) -> list[Rung]:
         """The float references (adapter off, and on where there is one), side by side: the ids that
-        are kept are those with the highest elementwise maximum of their logits.
+        are kept are those with the highest elementwise maximum of their logits. All run `model`,
+        whose layers are recorded for the last of them.
         """
         rungs = [self._empty() for _ in references]
+        layers = _Layers(model)
+        rungs[-1] = dataclasses.replace(rungs[-1], layers=layers.empty(len(self.full_rows)))
         for group in self.groups:
-            logits = [self._rows(forward, group) for forward in references]
+            logits = [self._rows(forward, group) for forward in references[:-1]]
+            with layers.into(rungs[-1].layers, *self._whole(group)):
+                logits.append(self._rows(references[-1], group))
             highest = torch.stack(logits).amax(0).topk(self.ids.shape[1]).indices
             self.ids[group.rows.numpy()] = highest.numpy()
             for rung, values in zip(rungs, logits, strict=True):
@@ -169,11 +176,13 @@ class Recorder:
     @torch.no_grad()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
-        rung, noisy, divergence = self._empty(), self._empty(), np.zeros(self.rows)
-        largest = 0.0
+        layers = _Layers(model)
+        rung = dataclasses.replace(self._empty(), layers=layers.empty(len(self.full_rows)))
+        noisy, divergence, largest = self._empty(), np.zeros(self.rows), 0.0
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
-            clean = self._rows(forward_of(model), group)
+            with layers.into(rung.layers, *self._whole(group)):
+                clean = self._rows(forward_of(model), group)
             changed = self._rows(_perturbed(model, generator), group)
             self._keep(rung, group, clean)
             self._keep(noisy, group, changed)
@@ -205,9 +214,47 @@ class Recorder:
         rung.logits[rows] = logits.gather(1, kept).numpy()
         rung.logsumexp[rows] = logits.logsumexp(1).numpy()
         rung.argmax[rows] = logits.argmax(1).numpy()
-        places = np.flatnonzero(np.isin(rows, self.full_rows))
-        order = np.searchsorted(self.full_rows, rows[places])
+        places, order = self._places(rows)
         rung.full[order] = cast("Floats", logits[torch.from_numpy(places)].numpy())
+
+    def _places(self, rows: Any) -> tuple[Any, Any]:
+        """Where in `rows` the whole rows are, and which of the whole rows those are."""
+        places = np.flatnonzero(np.isin(rows, self.full_rows))
+        return places, np.searchsorted(self.full_rows, rows[places])
+
+    def _whole(self, group: Group) -> tuple[torch.Tensor, Any]:
+        """The same as (sequence, position) in the group's [N, L], [whole rows of it, 2]."""
+        places, order = self._places(group.rows.numpy())
+        return group.real.nonzero()[torch.from_numpy(places)], order
+
+
+class _Layers:
+    """What each decoder layer gives to the next, taken from forwards that run anyway."""
+
+    def __init__(self, model: nn.Module) -> None:
+        config = cast("Any", model).config
+        (self._layers, *_) = (
+            each
+            for each in model.modules()
+            if isinstance(each, nn.ModuleList) and len(each) == config.num_hidden_layers
+        )
+        self._hidden = int(config.hidden_size)
+
+    def empty(self, rows: int) -> Floats:
+        return np.zeros((len(self._layers), rows, self._hidden), np.float32)
+
+    @contextlib.contextmanager
+    def into(self, out: Floats, places: torch.Tensor, order: Any) -> Generator[None]:
+        """Inside the `with`, keep the outputs at `places` as the rows `order` of `out`."""
+
+        def keep(number: int, _: nn.Module, __: object, output: Any) -> None:
+            hidden = output if isinstance(output, torch.Tensor) else output[0]
+            out[number, order] = hidden[places[:, 0], places[:, 1]].float().numpy()
+
+        with contextlib.ExitStack() as hooks:
+            for number, layer in enumerate(self._layers if len(order) else ()):
+                hooks.enter_context(_hooked(layer, functools.partial(keep, number)))
+            yield
 
 
 def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ from mobile_runtime.bootstrap import Bootstrap, Interval
 from protos.golden import Floats, Golden, GoldenPrompt, Rung
 
 Doubles = NDArray[np.float64]
+SQNR_MOST = 150.0
+"""dB; float32 itself resolves less."""
 REST_RESOLUTION = 1e-6
 """A probability below this is lost in the rounding of a float32 logsumexp."""
 
@@ -220,6 +222,24 @@ def effect(
 def _over(numerator: Doubles, denominator: Doubles) -> Doubles:
     """Their quotient, 0 where the denominator is."""
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def layer_sqnr(reference: Floats, model: Floats) -> list[float]:
+    """Signal to noise of each layer's output, dB: 10 log10(sum of reference^2 / sum of error^2).
+
+    reference, model: [layers, rows, hidden]. Equal outputs give `SQNR_MOST`.
+    """
+    exact = reference.astype(np.float64)
+    signal, noise = (exact**2).sum((1, 2)), ((exact - model) ** 2).sum((1, 2))
+    ratio = np.maximum(signal, 1e-300) / np.maximum(noise, 1e-300)
+    return [float(value) for value in np.minimum(10 * np.log10(ratio), SQNR_MOST)]
+
+
+def worst_layer(sqnr: Sequence[float]) -> int | None:
+    """The layer that loses most of what the one before it still had; None where none is known."""
+    if not sqnr:
+        return None
+    return int(np.argmax(-np.diff(sqnr, prepend=SQNR_MOST)))
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> float:

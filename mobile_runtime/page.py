@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from mobile_runtime.compare import Comparison
+from mobile_runtime.compare import Comparison, worst_layer
 from mobile_runtime.gates import Gate
-from mobile_runtime.plots import histogram, scatter
+from mobile_runtime.plots import histogram, scatter, steps
 from mobile_runtime.report import KL_NOTE, ParityResult
 from mobile_runtime.samples import KL_EDGES, Continuation
 
@@ -149,6 +149,19 @@ def _plots(result: ParityResult) -> list[str]:
                 ),
                 f"Cosine {result.effect.cosine:.4f} (95% {low:.4f} to {high:.4f}), norm ratio "
                 f"{result.effect.norm_ratio:.4f}.",
+            )
+        )  # fmt: skip
+    if result.layer_sqnr:
+        worst = worst_layer(result.layer_sqnr)
+        plots.append(
+            _figure(
+                "Layers",
+                steps(
+                    "Signal to noise of the layers",
+                    "Decibels of each decoder layer's output, quantized against float, in PyTorch",
+                    result.layer_sqnr, "decoder layer →, dB ↑",
+                ),
+                f"Quantized against float, in PyTorch; layer {worst} loses most.",
             )
         )  # fmt: skip
     return plots

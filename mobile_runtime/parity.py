@@ -16,7 +16,14 @@ import numpy as np
 
 from mobile_runtime import gates as gate
 from mobile_runtime.bundles import layout_of
-from mobile_runtime.compare import Comparison, Effect, compare, effect
+from mobile_runtime.compare import (
+    Comparison,
+    Effect,
+    compare,
+    effect,
+    layer_sqnr,
+    worst_layer,
+)
 from mobile_runtime.engine import Engine, default_threads, engine_name, open_engine
 from mobile_runtime.prompt import Prompt, open_prompt
 from mobile_runtime.replay import Replay, holds_context, replay
@@ -61,7 +68,10 @@ def require(result: ParityResult) -> None:
     failed = [row for row in result.gates if not row.passed]
     if failed:
         rows = "; ".join(f"{row.name} {_number(row.value)}" for row in failed[:4])
-        raise GateError(f"parity failed, stage at fault: {result.stage_at_fault} ({rows})")
+        layer = worst_layer(result.layer_sqnr)
+        known = result.stage_at_fault == "quantization" and layer is not None
+        where = f", worst at layer {layer}" if known else ""
+        raise GateError(f"parity failed, stage at fault: {result.stage_at_fault}{where} ({rows})")
 
 
 def measure_parity(
@@ -211,6 +221,7 @@ class _Judge:
             },
             prompts=len(golden.prompts),
             positions=len(golden.ids),
+            layer_sqnr=self._layer_sqnr(),
             thresholds=dict(limits),
             noise_floor=noise,
             versions=tool_versions(),
@@ -219,6 +230,12 @@ class _Judge:
             measured=measured,
             samples=self._samples(),
         )  # fmt: skip
+
+    def _layer_sqnr(self) -> list[float]:
+        state = "on" if self.golden.has_adapter else "off"
+        exact, rounded = (self.golden.rungs[f"{r}.{state}"].layers for r in ("peft", "fake_quant"))
+        alike = exact.size and exact.shape == rounded.shape
+        return layer_sqnr(exact, rounded) if alike else []
 
     def _samples(self) -> Samples:
         """Of the state that matters most: with the adapter, where there is one."""

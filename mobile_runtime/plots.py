@@ -42,6 +42,26 @@ def histogram(
     return _figure(title, description, [*bars, *ticks, *sides], axis)
 
 
+def steps(title: str, description: str, values: Sequence[float], axis: str) -> str:
+    """A bar for each value, from 0."""
+    highest = max(values, default=0.0) or 1.0
+    across = (WIDTH - _LEFT - _RIGHT) / max(len(values), 1)
+    bars = [
+        _bar(
+            _LEFT + place * across + across * 0.1, _height(max(value, 0.0) / highest), across * 0.8,
+            "a", f"{place}: {value:.1f}",
+        )
+        for place, value in enumerate(values)
+    ]  # fmt: skip
+    ticks = [
+        _text(_LEFT + across / 2, _FLOOR + 14, "0", "middle"),
+        _text(WIDTH - _RIGHT - across / 2, _FLOOR + 14, str(len(values) - 1), "middle"),
+        _text(_LEFT - 4, _FLOOR, "0", "end"),
+        _text(_LEFT - 4, _TOP + 8, f"{highest:.0f}", "end"),
+    ]
+    return _figure(title, description, [*bars, *ticks], axis)
+
+
 def scatter(title: str, description: str, points: Sequence[Sequence[float]], axis: str) -> str:
     """Points (reference, device) and the line on which both are equal."""
     values = [value for point in points for value in point] or [0.0]

@@ -44,7 +44,9 @@ class ParityResult:
     layout: `base`, `adapter` or `merged`. stage_at_fault: None if all gates passed.
     prefill_decode, cache, reset: see `replay.Replay`. moved: the adapted model against the base, on
     the `device` and in `peft`. reference_stages: the golden's rungs against each other, which no
-    device had a part in. digests: of the bundles, of what they were made from, and of every file.
+    device had a part in. layer_sqnr: dB of each decoder layer's output, quantized against float, in
+    PyTorch; empty if the golden has none. digests: of the bundles, of what they were made from, and
+    of every file. samples: what a page draws.
     """
 
     passed: bool
@@ -62,6 +64,7 @@ class ParityResult:
     reference_stages: dict[str, dict[str, Comparison]]
     prompts: int
     positions: int
+    layer_sqnr: list[float]
     thresholds: dict[str, float]
     noise_floor: NoiseFloor
     versions: dict[str, str]
@@ -192,7 +195,10 @@ def _parse(raw: Any, samples: Any, measured: Mapping[str, Any]) -> ParityResult:
             SwapCost(**measured["opened"]), SwapCost(**swapped) if swapped else None
         ),
         "samples": Samples(
-            **{**samples, "texts": [Continuation(**text) for text in samples["texts"]]}
+            kl=samples["kl"],
+            logits=samples["logits"],
+            effect=samples["effect"],
+            texts=[Continuation(**text) for text in samples["texts"]],
         ),
     }
     return ParityResult(**fields)

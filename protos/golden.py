@@ -32,7 +32,7 @@ TENSORS_FILE = "golden.safetensors"
 RUNGS = ("peft", "merged", "fake_quant")
 _PARTS = ("logits", "logsumexp", "argmax", "full")
 _DTYPES = {"ids": "int32", "full_rows": "int32", "argmax": "int32"} | dict.fromkeys(
-    ("logits", "logsumexp", "full"), "float32"
+    ("logits", "logsumexp", "full", "layers"), "float32"
 )
 
 Floats = NDArray[np.float32]
@@ -66,12 +66,15 @@ class Rung:
 
     logits: [rows, TOP] at `Golden.ids`. logsumexp: [rows] over the whole vocabulary.
     argmax: [rows], the id with the highest logit. full: [len(full_rows), vocab].
+    layers: [layers, len(full_rows), hidden], what each decoder layer gives to the next at the rows
+    kept whole; empty where it was not recorded.
     """
 
     logits: Floats
     logsumexp: Floats
     argmax: Ints
     full: Floats
+    layers: Floats = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def write_golden(directory: Path, golden: Golden) -> None:
     tensors: dict[str, NDArray[Any]] = {"ids": golden.ids, "full_rows": golden.full_rows}
     for name, rung in golden.rungs.items():
         tensors |= {f"{name}.{part}": getattr(rung, part) for part in _PARTS}
+        if rung.layers.size:
+            tensors[f"{name}.layers"] = rung.layers
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(contiguous, directory / TENSORS_FILE)
 
@@ -161,7 +166,10 @@ def _assemble(head: Any, tensors: dict[str, NDArray[Any]]) -> Golden:
         ids=tensors["ids"],
         full_rows=tensors["full_rows"],
         rungs={
-            name: Rung(**{part: tensors[f"{name}.{part}"] for part in _PARTS})
+            name: Rung(
+                **{part: tensors[f"{name}.{part}"] for part in _PARTS},
+                **({"layers": tensors[f"{name}.layers"]} if f"{name}.layers" in tensors else {}),
+            )
             for name in head["rungs"]
         },
         noise_floor=NoiseFloor(**{n: float(v) for n, v in head["noise_floor"].items()}),
@@ -193,6 +201,9 @@ def _check_shapes(directory: Path, golden: Golden) -> None:
             (f"{name}.argmax", rung.argmax, (rows,)),
             (f"{name}.full", rung.full, (len(golden.full_rows), *rung.full.shape[1:])),
         ]
+        if rung.layers.size:
+            layers, _, hidden = (*rung.layers.shape, 0, 0, 0)[:3]
+            wanted += [(f"{name}.layers", rung.layers, (layers, len(golden.full_rows), hidden))]
     wrong = [f"{name} is {a.shape}, expected {want}" for name, a, want in wanted if a.shape != want]
     wrong += [
         f"{name} is {a.dtype}" for name, a, _ in wanted if a.dtype != _DTYPES[name.split(".")[-1]]

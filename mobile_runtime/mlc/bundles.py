@@ -54,7 +54,7 @@ class Bundle:
     @cached_property
     def stop_ids(self) -> frozenset[int]:
         """Where MLC's own apps end an answer."""
-        said = read_object(self.artifact.file(CONFIG)).get("eos_token_id", [])
+        said = _json(self.artifact.file(CONFIG)).get("eos_token_id", [])
         return frozenset(said if isinstance(said, list) else [said])
 
     @property

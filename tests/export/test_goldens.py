@@ -78,6 +78,31 @@ def test_rungs_hold_pefts_logits_row_by_row(llama, users, golden, peft_logits):
                 assert np.abs(kept.full[place] - logits[row - rows.start].numpy()).max() <= 2e-5
 
 
+def test_layers_are_what_transformers_hands_from_one_to_the_next(llama, users, golden):
+    from peft import PeftModel
+
+    model = load_model(open_base(str(llama)), torch.float32)
+    tuned = PeftModel.from_pretrained(model, str(users[0][0])).eval()
+    norm, start, seen = model.get_decoder().norm, 0, 0
+    kept = golden.rungs["peft.on"].layers
+    assert kept.shape == (2, len(golden.full_rows), 64)
+    for prompt in golden.prompts:
+        ids = torch.tensor([[*prompt.ids, *prompt.continuation]])
+        for place, row in enumerate(golden.full_rows.tolist()):
+            if start <= row < start + prompt.length:
+                with torch.no_grad():
+                    said = tuned(ids, output_hidden_states=True).hidden_states
+                    last = norm(torch.from_numpy(kept[1, place]))
+                at = row - start
+                assert np.abs(kept[0, place] - said[1][0, at].numpy()).max() <= 2e-5
+                assert (last - said[2][0, at]).abs().max() <= 2e-5  # it comes with the norm applied
+                seen += 1
+        start += prompt.length
+    assert seen == len(golden.full_rows)
+    assert not golden.rungs["peft.off"].layers.size
+    assert np.abs(golden.rungs["fake_quant.on"].layers - kept).max() <= 1e-4  # float32
+
+
 def test_rungs_agree_where_they_must(golden):
     rungs = golden.rungs
     assert np.array_equal(rungs["merged.off"].logits, rungs["peft.off"].logits)

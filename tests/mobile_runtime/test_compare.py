@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from mobile_runtime.compare import (
+    SQNR_MOST,
     compare,
     effect,
     first_divergence,
     full_kl,
     kl_lower_bound,
+    layer_sqnr,
     log_sum_exp,
+    worst_layer,
 )
 from protos.golden import Golden, GoldenPrompt, NoiseFloor, Rung
 
@@ -145,6 +148,15 @@ def test_effect_is_as_worked_by_hand(on, cosine, ratio, no_effect) -> None:
     assert found.cosine == pytest.approx(cosine, abs=1e-7)
     assert found.norm_ratio == pytest.approx(ratio)
     assert found.no_effect is no_effect
+
+
+def test_signal_to_noise_of_layers_is_as_worked_by_hand() -> None:
+    exact = np.array([[[3.0, 4.0]], [[6.0, 8.0]], [[1.0, 0.0]]], np.float32)
+    model = np.array([[[3.0, 4.0]], [[6.0, 7.0]], [[1.1, 0.0]]], np.float32)
+    # equal; 100 to 1, 20 dB; 1 to 0.01, 20 dB
+    assert layer_sqnr(exact, model) == pytest.approx([SQNR_MOST, 20.0, 20.0], abs=1e-3)
+    assert worst_layer(layer_sqnr(exact, model)) == 1
+    assert worst_layer([]) is None
 
 
 def test_an_adapter_that_does_nothing_in_peft_has_no_direction() -> None:

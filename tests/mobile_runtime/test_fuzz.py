@@ -181,8 +181,9 @@ def few_prompts(golden: Golden, count: int = 3) -> Golden:
 
     def cut(rung: Rung) -> Rung:
         return Rung(
-            rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)]
-        )
+            rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)],
+            rung.layers[:, : len(kept)],
+        )  # fmt: skip
 
     return dataclasses.replace(
         golden, prompts=prompts, ids=golden.ids[:rows], full_rows=kept,

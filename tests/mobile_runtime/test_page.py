@@ -114,7 +114,8 @@ def test_everything_of_the_report_is_on_it(result) -> None:
     assert all(gate.name in text for gate in result.gates)
     assert all(digest in text for digest in result.digests.values())
     assert f"{len(result.gates)} of {len(result.gates)} gates" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 4
+    assert len(result.layer_sqnr) == 2
 
 
 def test_where_the_device_chooses_otherwise_is_marked(broken) -> None:

@@ -103,8 +103,9 @@ def few_prompts(golden: Golden) -> Golden:
 
     def cut(rung: Rung) -> Rung:
         return Rung(
-            rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)]
-        )
+            rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)],
+            rung.layers[:, : len(kept)],
+        )  # fmt: skip
 
     return dataclasses.replace(
         change_rungs(golden, list(golden.rungs), cut),

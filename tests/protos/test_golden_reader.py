@@ -17,6 +17,7 @@ def golden() -> Golden:
         return Rung(
             rng.normal(size=(5, 4)).astype(np.float32), rng.normal(size=5).astype(np.float32),
             rng.integers(0, 9, 5).astype(np.int32), rng.normal(size=(2, 9)).astype(np.float32),
+            rng.normal(size=(3, 2, 6)).astype(np.float32),
         )  # fmt: skip
 
     prompts = [GoldenPrompt("one", "é", "<é>", [1, 2], [3]), GoldenPrompt("two", "", "", [4], [5])]
