@@ -67,6 +67,7 @@ def parity(
     with shown("parity") as progress:
         report, result = measure(base_bundle, adapter_bundle, out, threads, progress)
     if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(page(result), encoding="utf-8")
     if as_json:
         click.echo(json.dumps({"id": report.id, "path": str(out), **json_of(result)}, indent=1))

@@ -148,7 +148,7 @@ def test_texts_are_what_the_reference_goes_on_with(world, result) -> None:
 def test_the_command_writes_it_and_a_kept_report_gives_the_same(world, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     asked = ["--base-bundle", str(world.base), "--threads", "1", "--out", str(tmp_path / "report")]
-    first, again = tmp_path / "first.html", tmp_path / "again.html"
+    first, again = tmp_path / "new" / "first.html", tmp_path / "again.html"
     for out in (first, again):
         done = CliRunner().invoke(command, [*asked, "--html", str(out)], catch_exceptions=False)
         assert done.exit_code == 0
