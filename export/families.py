@@ -10,7 +10,12 @@ from typing import Any
 from protos.base_model import BaseModel
 from protos.errors import InputError, UnsupportedError
 
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+ARCHITECTURES = (
+    "LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "SmolLM3ForCausalLM",
+    "Gemma3ForCausalLM", "Phi3ForCausalLM",
+)  # fmt: skip
+_WINDOWED = frozenset(ARCHITECTURES) - {"LlamaForCausalLM"}
+"""Those whose model code has sliding windows."""
 DEFAULT_CONTEXT = 2048
 MIN_CONTEXT = 64
 """A golden's continuation takes 32 positions, and a prompt has to fit before it."""
@@ -27,11 +32,17 @@ def check_family(base: BaseModel) -> None:
     missing: list[str] = []
     if base.architecture not in ARCHITECTURES:
         missing.append(f"architecture {base.architecture} (known: {', '.join(ARCHITECTURES)})")
-    if _slides(config):
+    if slides(config) and base.architecture not in _WINDOWED:
         missing.append("sliding window attention")
-    rope = _rope_type(config)
-    if rope in _LENGTH_DEPENDENT_ROPE:
-        missing.append(f"rope type {rope!r}, which depends on the length of the text")
+    if config.get("attn_logit_softcapping"):
+        missing.append("soft caps on attention scores")
+    if config.get("use_bidirectional_attention"):
+        missing.append("attention to what comes later")
+    missing += [
+        f"rope type {rope!r}, which depends on the length of the text"
+        for rope in _rope_types(config)
+        if rope in _LENGTH_DEPENDENT_ROPE
+    ]
     if config.get("quantization_config"):
         missing.append("weights that are quantized already; export the float model")
     if missing:
@@ -54,14 +65,21 @@ def choose_context(base: BaseModel, wanted: int | None) -> int:
     return chosen
 
 
-def _slides(config: dict[str, Any]) -> bool:
-    """Qwen's configs name a window that `use_sliding_window` leaves unused."""
+def slides(config: dict[str, Any]) -> bool:
+    """Whether any layer sees a window only.
+
+    Qwen's configs name a window that `use_sliding_window` leaves unused.
+    """
     window = config.get("sliding_window")
     used = config.get("use_sliding_window", window is not None)
     return bool(window and used) or "sliding_attention" in (config.get("layer_types") or [])
 
 
-def _rope_type(config: dict[str, Any]) -> str | None:
-    """In transformers 5 it is `rope_parameters`, before it was `rope_scaling` with `type`."""
+def _rope_types(config: dict[str, Any]) -> list[str]:
+    """In transformers 5 it is `rope_parameters`, also one for each type of layer; before it was
+    `rope_scaling` with `type`.
+    """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return rope.get("rope_type", rope.get("type"))
+    layered = [value for value in rope.values() if isinstance(value, dict)]
+    named = [part.get("rope_type", part.get("type")) for part in layered or [rope]]
+    return [name for name in named if name]

@@ -4,25 +4,29 @@
 
 with 1 <= S < context, and the KV cache kept inside between calls (a call at input_pos p overwrites
 positions p..p+S-1 and attends to 0..p+S-1). Attention and cache are `llama::custom_sdpa` and
-`llama::update_cache`, which the runtimes of ExecuTorch ship, in place of the model's own.
+`llama::update_cache`, which the runtimes of ExecuTorch ship, in place of the model's own. A layer
+with a sliding window gets a mask, unless the context is no longer than the window.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 _ATTENTION = "pocketune_kv_sdpa"
+_HIDDEN = -1e30
+"""Added to a hidden score. Finite: where a whole block of keys is hidden, infinity gives NaN."""
 
 
 class KvCache(nn.Module):
     """What the model's attention calls in place of a transformers cache.
 
     For each layer keys and values, [1, context, kv_heads, head_dim], float32. `start` is the
-    position of the first new token; the wrapper sets it before each call.
+    position of the first new token; the wrapper calls `begin` with it before each call.
     """
 
     is_compileable = True
@@ -36,6 +40,7 @@ class KvCache(nn.Module):
         self.is_sliding = [False] * config.num_hidden_layers
         self.layers: list[Any] = []
         self.start: Any = 0
+        self._masks: dict[int, torch.Tensor] = {}
         for layer in range(config.num_hidden_layers):
             self.register_buffer(f"k_cache_{layer}", torch.zeros(shape), persistent=False)
             self.register_buffer(f"v_cache_{layer}", torch.zeros(shape), persistent=False)
@@ -49,6 +54,23 @@ class KvCache(nn.Module):
         torch.ops.llama.update_cache(key.transpose(1, 2), keys, self.start)
         torch.ops.llama.update_cache(value.transpose(1, 2), values, self.start)
         return keys, values
+
+    def begin(self, start: Any) -> None:
+        """A call starts at this position."""
+        self.start, self._masks = start, {}
+
+    def mask(self, window: int | None, count: int) -> torch.Tensor | None:
+        """What to add to the scores of the next `count` positions, [count, context], so that each
+        sees itself and the window - 1 positions before it; None: all before it.
+        """
+        if window is None or window >= self.context_length:
+            return None
+        if window not in self._masks:
+            rows = torch.arange(count)[:, None] + self.start
+            distance = rows - torch.arange(self.context_length)[None, :]
+            seen = (distance >= 0) & (distance < window)
+            self._masks[window] = torch.where(seen, 0.0, _HIDDEN)
+        return self._masks[window]
 
     def get_seq_length(self, *_: object, **__: object) -> int:
         """Zero: the wrapper gives positions, so the model must not count its own."""
@@ -64,6 +86,18 @@ class KvCache(nn.Module):
         return self.context_length
 
 
+class TanhGelu(nn.Module):
+    """GELU by tanh (Hendrycks and Gimpel 2016, section 2), spelled out.
+
+    XNNPACK's lowering drops the argument `approximate="tanh"` of `aten.gelu` and computes the other
+    GELU, 5e-4 away, without an error.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))
+        return 0.5 * x * (1.0 + torch.tanh(inner))
+
+
 class RunnerModule(nn.Module):
     """The model with its cache, in the calling convention of the module's docstring.
 
@@ -74,6 +108,7 @@ class RunnerModule(nn.Module):
         super().__init__()
         _register_attention()
         cast("Any", model).set_attn_implementation(_ATTENTION)
+        _spell_out_gelu(model)
         self.model = model
         self.cache = KvCache(model.config, context_length)
         self.context_length = context_length
@@ -87,21 +122,30 @@ class RunnerModule(nn.Module):
             start < self.context_length,
         ):
             torch._check(known)  # pyright: ignore[reportPrivateUsage] (its public place)
-        self.cache.start = start
+        self.cache.begin(start)
         output = self.model(
             input_ids=tokens,
             position_ids=(torch.arange(count) + start).unsqueeze(0),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-            cache_start=start,
+            kv_cache=self.cache,
         )
         return output.logits[:, -1, :]
 
 
+def _spell_out_gelu(model: nn.Module) -> None:
+    from transformers.activations import GELUTanh
+
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, GELUTanh):
+                setattr(module, name, TanhGelu())
+
+
 @functools.cache
 def _register_attention() -> None:
-    """Make `llama::custom_sdpa` known to transformers, with no mask: the operator is causal."""
+    """Make `llama::custom_sdpa` known to transformers, without transformers' masks."""
     from executorch.extension.llm.custom_ops import (
         custom_ops,  # noqa: F401  # pyright: ignore[reportUnusedImport] (registers the operators)
     )
@@ -119,14 +163,16 @@ def _attention(
     values: torch.Tensor,
     attention_mask: None,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     *,
-    cache_start: int,
+    kv_cache: KvCache,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
     """One query [1, heads, S, head_dim] against whole caches [1, context, kv_heads, head_dim]."""
     query = query.transpose(1, 2)
+    mask = kv_cache.mask(sliding_window, query.shape[1])
     attended = torch.ops.llama.custom_sdpa(
-        query, keys, values, cache_start, None, 0.0, True, scaling
+        query, keys, values, kv_cache.start, mask, 0.0, mask is None, scaling
     )
     return attended, None
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.families import slides
 from export.mlc.conversation import conv_template
 from export.mlc.parameters import FAMILIES, mlc_name
 from export.prompt_format import TOKENIZER_FILE, PromptFormat
@@ -44,6 +45,8 @@ def check_mlc(base: BaseModel) -> None:
         raise UnsupportedError(
             f"{base.directory}: {base.architecture} has no MLC export (known: {known})"
         )
+    if slides(base.config):
+        problems.append("sliding window attention")
     rope = dict(config.rope_parameters)
     kinds = ("default", "llama3") if family.model_type == "llama" else ("default",)
     if rope["rope_type"] not in kinds:

@@ -169,6 +169,8 @@ def test_an_unknown_mode_is_refused(llama, bundles, qv_adapter, tmp_path):
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
          "rope type 'linear'"),
+        ({"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "use_sliding_window": True,
+          "sliding_window": 64, "max_window_layers": 1}, "sliding window attention"),
     ],
 )  # fmt: skip
 def test_what_mlc_would_compute_in_another_way_is_refused(tiny_base, tmp_path, change, reason):

@@ -1,0 +1,95 @@
+"""Every family that can be exported, as a tiny random model: its lowered program against PEFT.
+
+Windows are shorter than the text, so that what is no longer seen matters.
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from export.adapter import export_adapter
+from export.base import export_base
+from export.families import ARCHITECTURES
+from protos.artifacts import Artifact
+
+IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140, 71, 3]
+WINDOW = 6
+SHAPE = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 96, "eos_token_id": 2, "bos_token_id": 1,
+    "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "Llama 3, its rope": ("Llama", {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
+    }}),
+    "Qwen2, biases and a window": ("Qwen2", {
+        "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1,
+    }),
+    "Qwen3, a window": ("Qwen3", {
+        "head_dim": 32, "use_sliding_window": True, "sliding_window": WINDOW,
+        "max_window_layers": 1,
+    }),
+    "SmolLM3, a layer without rope": ("SmolLM3", {"no_rope_layers": [1, 0]}),
+    "Gemma 3, two ropes, a window": ("Gemma3", {
+        "head_dim": 32, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }),
+    "Phi 3, rope on a part, a window": ("Phi3", {
+        "sliding_window": WINDOW,
+        "rope_parameters": {
+            "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+        },
+    }),
+}  # fmt: skip
+
+
+def make_model(directory, tiny_base, family, options):
+    """A random model whose biases and norms are not the neutral ones of a fresh one."""
+    import transformers
+
+    shutil.copytree(tiny_base, directory)
+    vocab = json.loads((tiny_base / "config.json").read_text())["vocab_size"]
+    # 8 more: Qwen2's tokenizer class adds an end token of its own.
+    config = getattr(transformers, "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config")
+    torch.manual_seed(3)
+    model = getattr(transformers, f"{family}ForCausalLM")(
+        config(vocab_size=vocab + 8, **SHAPE | options)
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(2.0)
+            else:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "options"), FAMILIES.values(), ids=FAMILIES)
+def test_program_with_an_adapter_is_pefts_model_in_one_chunk_and_in_several(
+    family, options, tiny_base, tmp_path, make_adapter, device, base_device, peft_logits
+):
+    base = make_model(tmp_path / family, tiny_base, family, options)
+    bundle = export_base(str(base), tmp_path / "b", "executorch-xnnpack-fp32", rank=4)
+    adapter = make_adapter(base, 1, target_modules="all-linear")
+    own: Artifact = export_adapter(
+        adapter, bundle.path, tmp_path / "a", base=str(base), trust_base=True, goldens=False
+    )
+    expected, plain = peft_logits(base, adapter, IDS), peft_logits(base, None, IDS)
+    assert (expected - plain).abs().max() > 0.5
+    assert (base_device(bundle).logits(IDS, 8) - plain[7:]).abs().max() <= 1e-4
+    phone = device(bundle, own)
+    for prefill in (1, 4, len(IDS)):
+        assert (phone.logits(IDS, prefill) - expected[prefill - 1 :]).abs().max() <= 1e-4
+    for start, end in ((0, 5), (5, 16), (16, len(IDS))):
+        last = phone(IDS[start:end], start)
+        assert (last - expected[end - 1]).abs().max() <= 1e-4
+
+
+def test_every_family_has_a_model_here():
+    assert {f"{family}ForCausalLM" for family, _ in FAMILIES.values()} == set(ARCHITECTURES)
