@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from protos.errors import InputError
+from protos.errors import InputError, UnsupportedError
 
 _EFFECT_NORM = {"effect_norm_low": 0.8, "effect_norm_high": 1.25}
 
@@ -28,8 +28,8 @@ class Recipe:
     """One way to lower a model.
 
     quantization: None for float32 weights, else the scheme's name. group_size: weights that share
-    a scale, 0 without quantization. adapter_dtype: of adapters on the wire; the kernels compute in
-    float32 in either case. thresholds: see the module's docstring.
+    a scale, 0 for whole rows or without quantization. adapter_dtype: of adapters on the wire; the
+    kernels compute in float32 in either case. thresholds: see the module's docstring.
     """
 
     name: str
@@ -40,6 +40,28 @@ class Recipe:
     adapter_dtype: Literal["float32", "float16"]
     thresholds: Mapping[str, float]
     notes: str
+
+
+def _dynamic(variant: str, group_size: int, description: str) -> Recipe:
+    """A recipe whose activations are quantized at run time. group_size: 0 for int8 by rows."""
+    return Recipe(
+        name=f"executorch-xnnpack-{variant}",
+        backend="executorch-xnnpack",
+        description=description,
+        quantization=variant.partition("-")[0],
+        group_size=group_size,
+        adapter_dtype="float16",
+        thresholds={
+            "lowering_top1": 0.99,
+            "lowering_kl_mean": 1e-3,
+            "lowering_noise_factor": 2.0,
+            "effect_cosine": 0.9,
+            **_EFFECT_NORM,
+            "quantization_kl_mean": 0.5,
+        },
+        notes="LoRA computes in float32"
+        + ("; bfloat16 scales, as XNNPACK rounds them" if group_size else ""),
+    )
 
 
 def _mlc(
@@ -89,23 +111,12 @@ RECIPES: Mapping[str, Recipe] = {
             },
             notes="tied embeddings are stored twice: once to look up, once to multiply",
         ),
-        Recipe(
-            name="executorch-xnnpack-8da4w",
-            backend="executorch-xnnpack",
-            description="int4 weights in groups of 32, int8 activations, int8 embedding",
-            quantization="8da4w",
-            group_size=32,
-            adapter_dtype="float16",
-            thresholds={
-                "lowering_top1": 0.99,
-                "lowering_kl_mean": 1e-3,
-                "lowering_noise_factor": 2.0,
-                "effect_cosine": 0.9,
-                **_EFFECT_NORM,
-                "quantization_kl_mean": 0.5,
-            },
-            notes="bfloat16 scales, as XNNPACK rounds them; LoRA computes in float32",
+        _dynamic("8da4w", 32, "int4 weights in groups of 32, int8 activations, int8 embedding"),
+        _dynamic("8da4w-g64", 64, "int4 weights in groups of 64, int8 activations, int8 embedding"),
+        _dynamic(
+            "8da4w-g128", 128, "int4 weights in groups of 128, int8 activations, int8 embedding"
         ),
+        _dynamic("8da8w", 0, "int8 weights with a scale per row, int8 activations, int8 embedding"),
         _mlc(
             "q0f32", None, "float32", "float32 weights for MLC; exact, for tests of the way there"
         ),
@@ -126,12 +137,32 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
+_OUT_OF_REACH: Mapping[str, str] = {
+    "qnn": "Qualcomm's AI Engine Direct SDK",
+    "mlx": "Apple's MLX, on a Mac with Apple silicon",
+    "mediatek": "MediaTek's NeuroPilot SDK",
+    "samsung": "Samsung's Exynos AI LiteCore SDK",
+    "openvino": "Intel's OpenVINO toolkit",
+    "ethos": "Arm's Vela compiler",
+    "coreml": "coremltools, and a Mac to run the result",
+    "vulkan": "a device with a Vulkan driver to run the result",
+}
+"""Backends of ExecuTorch that nothing here lowers to -> what their programs need."""
+
+
 def find_recipe(name: str) -> Recipe:
     """The recipe of that name.
 
     Raises:
+        UnsupportedError: its backend cannot be had here; the message says what it needs.
         InputError: there is none; the message lists those that exist.
     """
+    backend = name.removeprefix("executorch-").split("-")[0]
+    if backend in _OUT_OF_REACH:
+        raise UnsupportedError(
+            f"recipe {name!r} is not offered, it needs {_OUT_OF_REACH[backend]}; the recipes for "
+            f"phones' CPUs are {', '.join(n for n in RECIPES if n.startswith('executorch'))}"
+        )
     if name not in RECIPES:
         raise InputError(f"recipe {name!r} is unknown; the known ones are {', '.join(RECIPES)}")
     return RECIPES[name]

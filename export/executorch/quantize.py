@@ -1,8 +1,9 @@
 """Weight quantization of a base model, in place, before LoRA layers are inserted.
 
 8da4w: every linear layer int4 with one bfloat16 scale per group of `group_size` inputs, activations
-int8 per token at run time; the embedding int8 with one scale per row. XNNPACK rounds scales to
-bfloat16, so they are made in bfloat16: a layer then equals its eager form to 1e-6, else to 5e-3.
+int8 per token at run time; the embedding int8 with one scale per row. XNNPACK rounds the scales of
+groups to bfloat16, so they are made in bfloat16: a layer then equals its eager form to 1e-6, else
+to 5e-3. 8da8w: the same with int8 weights and one float32 scale per row.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.quantization is None:
         return
-    _check_groups(model, recipe.group_size)
+    if recipe.group_size:
+        _check_groups(model, recipe.group_size)
     _untie(model)
-    _quantize_8da4w(model, recipe.group_size)
+    _quantize_linear(model, recipe.group_size)
 
 
 def _check_groups(model: nn.Module, group_size: int) -> None:
@@ -38,19 +40,21 @@ def _check_groups(model: nn.Module, group_size: int) -> None:
     if wrong:
         raise UnsupportedError(
             f"int4 needs inputs in multiples of {group_size}: {', '.join(wrong[:4])}"
-            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}; use a float32 recipe"
+            f"{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}; use a recipe with smaller "
+            "groups, or 8da8w or float32, which have none"
         )
 
 
 def _untie(model: nn.Module) -> None:
-    """Give the head its own copy: it becomes int4, while the embedding becomes int8."""
+    """Give the head its own copy: it is quantized like a linear layer, not like the embedding."""
     language_model = cast("Any", model)
     head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
     if head.weight is embedding.weight:
         head.weight = nn.Parameter(embedding.weight.detach().clone())
 
 
-def _quantize_8da4w(model: nn.Module, group_size: int) -> None:
+def _quantize_linear(model: nn.Module, group_size: int) -> None:
+    """group_size: int4 in groups of that many inputs; 0: int8 by rows."""
     from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.quantization.quant_api import (
         Int8DynamicActivationIntxWeightConfig,
@@ -58,11 +62,16 @@ def _quantize_8da4w(model: nn.Module, group_size: int) -> None:
         quantize_,
     )
 
-    linear = Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
-        weight_granularity=PerGroup(group_size),
-        weight_scale_dtype=torch.bfloat16,
-    )
+    if group_size:
+        linear = Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
+            weight_granularity=PerGroup(group_size),
+            weight_scale_dtype=torch.bfloat16,
+        )
+    else:
+        linear = Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int8, weight_granularity=PerAxis(0)
+        )
     embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     quantize_(model, linear, lambda module, _: isinstance(module, nn.Linear))
     quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))

@@ -37,7 +37,8 @@ def altered(llama, tmp_path):
 def test_recipes_are_listed():
     rows = json.loads(CliRunner().invoke(export, ["recipes", "--json"]).stdout)
     assert [row["name"] for row in rows] == [
-        "executorch-xnnpack-fp32", "executorch-xnnpack-8da4w",
+        "executorch-xnnpack-fp32", "executorch-xnnpack-8da4w", "executorch-xnnpack-8da4w-g64",
+        "executorch-xnnpack-8da4w-g128", "executorch-xnnpack-8da8w",
         "mlc-q0f32", "mlc-q0f16", "mlc-q4f32_1", "mlc-q4f16_1",
     ]  # fmt: skip
     assert rows[1]["thresholds"]["effect_cosine"] == 0.9
@@ -75,9 +76,20 @@ def test_adapter_command_writes_a_bundle(llama, llama_bundle, users, tmp_path):
 
 
 def test_unknown_recipe_names_the_known_ones(llama, tmp_path):
-    error = refused("base", "--base", llama, "--out", tmp_path / "o", "--recipe", "coreml")
+    error = refused("base", "--base", llama, "--out", tmp_path / "o", "--recipe", "fp32")
     assert isinstance(error, InputError)
     assert "executorch-xnnpack-fp32, executorch-xnnpack-8da4w" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "needed"),
+    [("executorch-qnn", "Qualcomm's AI Engine Direct SDK"), ("mlx", "Apple's MLX"),
+     ("executorch-coreml-fp16", "coremltools")],
+)  # fmt: skip
+def test_backends_that_cannot_be_had_say_what_they_need(recipe, needed, llama, tmp_path):
+    error = refused("base", "--base", llama, "--out", tmp_path / "o", "--recipe", recipe)
+    assert isinstance(error, UnsupportedError)
+    assert needed in str(error)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +99,17 @@ def test_unknown_recipe_names_the_known_ones(llama, tmp_path):
         ({"sliding_window": 64}, "sliding window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"),
+        (
+            {
+                "rope_parameters": {
+                    "sliding_attention": {"rope_type": "default"},
+                    "full_attention": {"rope_type": "longrope"},
+                }
+            },
+            "longrope",
+        ),
+        ({"attn_logit_softcapping": 50.0}, "soft caps on attention scores"),
+        ({"use_bidirectional_attention": True}, "attention to what comes later"),
         ({"quantization_config": {"bits": 4}}, "quantized already"),
     ],
 )
