@@ -6,7 +6,7 @@ OUT ?= build/demo
 X86_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help setup demo test check api floor bench docs format lock clean
+.PHONY: help setup demo test check api floor bench bench-quick docs format lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -48,10 +48,11 @@ api: setup ## lint the API, compare it with the last tag's and with the generate
 floor: setup ## the generated code with the oldest protobuf and gRPC that are allowed
 	$(BIN)/python -m protos.floor build/floor
 
-bench: setup ## the service, and MLC's runtime: some 8 minutes (export_adapter.py takes 30: by hand)
-	mkdir -p build
-	$(BIN)/python benchmarks/service.py --out build/service.json
-	$(BIN)/python benchmarks/mlc.py --out build/mlc.json
+bench: setup ## every benchmark, and the table in docs/benchmarks.md: some 25 minutes
+	$(BIN)/python -m benchmarks.suite
+
+bench-quick: setup ## the same on the bundled models, into build/: some 4 minutes
+	$(BIN)/python -m benchmarks.suite --quick
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py

@@ -1,9 +1,9 @@
 """The bare servers that the service is compared with: grpc.aio, the same messages, nothing else.
 
-`python service_bare.py ANSWERS FILE` prints its address. ANSWERS is a folder with an answer of the
-service's for each unary method, such as `GetUser`: each is given as it is. FILE is what
-`DownloadBundle` streams in chunks of 64 KiB: from memory, or from the file where one named `file`
-is asked for.
+`python -m benchmarks.service_bare ANSWERS FILE` prints its address. ANSWERS is a folder with an
+answer of the service's for each unary method, such as `GetUser`: each is given as it is. FILE is
+what `DownloadBundle` streams in chunks of 64 KiB: from memory, or from the file where one named
+`file` is asked for.
 """
 
 from __future__ import annotations

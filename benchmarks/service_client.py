@@ -1,8 +1,8 @@
 """The calling side of the service's benchmark, a process of its own: it costs all servers the same.
 
-`python service_client.py TASK JSON` does one of the tasks at the end of this file, whose arguments
-the JSON holds, and prints what it measured as JSON. It exits with 1 and says so where an answer is
-wrong. Targets are measured in turn, A B A B, each through one connection of its own.
+`python -m benchmarks.service_client TASK JSON` does one of the tasks at the end of this file, whose
+arguments the JSON holds, and prints what it measured as JSON. It exits with 1 and says so where an
+answer is wrong. Targets are measured in turn, A B A B, each through one connection of its own.
 """
 
 from __future__ import annotations

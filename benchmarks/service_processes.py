@@ -20,7 +20,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).parent
+from benchmarks.alone import ROOT
+
 _BINARIES = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
 
 
@@ -53,7 +54,7 @@ def pocketune(data_dir: Path, **settings: str) -> Generator[Server]:
 @contextlib.contextmanager
 def bare(answers: Path, file: Path) -> Generator[Server]:
     """The bare servers of service_bare.py."""
-    command = [sys.executable, str(HERE / "service_bare.py"), str(answers), str(file)]
+    command = [sys.executable, "-m", "benchmarks.service_bare", str(answers), str(file)]
     with _serving(command, answers / "log", {}) as server:
         yield server
 
@@ -63,8 +64,9 @@ def _serving(command: Sequence[str], log: Path, settings: dict[str, str]) -> Gen
     """A server that prints where it serves; what it logs goes to a file, as it would in use."""
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command, env=_environment() | settings, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+            command, cwd=ROOT, env=_environment() | settings, stdout=subprocess.PIPE,
+            stderr=errors, text=True,
+        )  # fmt: skip
     try:
         assert process.stdout
         said = process.stdout.readline()
@@ -90,8 +92,10 @@ def client(task: str, **given: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def client_running(task: str, **given: Any) -> Generator[subprocess.Popen[str]]:
     """A client at work on a task; ask `finished` for its figures."""
-    command = [sys.executable, str(HERE / "service_client.py"), task, json.dumps(given)]
-    process = subprocess.Popen(command, env=_environment(), stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "benchmarks.service_client", task, json.dumps(given)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=_environment(), stdout=subprocess.PIPE, text=True
+    )
     try:
         yield process
     finally:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import grpc
-from service_processes import Server, bare, pocketune, postgresql
 from sqlalchemy import insert
 
+from benchmarks.service_processes import Server, bare, pocketune, postgresql
 from cloud.service import artifacts_store
 from cloud.service.artifacts_store import Owner
 from cloud.service.parts import Parts, open_parts

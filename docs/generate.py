@@ -1,6 +1,7 @@
 """Writes what is made from the code: `docs/cli.md`, `docs/tables.md`, a table in `docs/service.md`.
 
-`python docs/generate.py` writes them; tests/test_docs.py fails when they differ from the code.
+And the table of docs/benchmarks.md, from the files in benchmarks/results. `python docs/generate.py`
+writes them; tests/test_docs.py fails when they differ from the code or from those files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 from pydantic.fields import FieldInfo
@@ -22,12 +24,17 @@ from protos import errors
 HERE = Path(__file__).parent
 _WIDTH = 92
 _BEGIN, _END = "<!-- settings: made by docs/generate.py -->", "<!-- end of settings -->"
+_RESULTS_BEGIN = "<!-- results: made by docs/generate.py from benchmarks/results -->"
+_RESULTS_END = "<!-- end of results -->"
 _NOTE = "<!-- Made by docs/generate.py; do not edit. -->\n"
 
 
 def pages() -> dict[str, str]:
     """File name -> content of every generated page."""
-    return {"cli.md": cli_page(), "tables.md": tables_page(), "service.md": service_page()}
+    return {
+        "cli.md": cli_page(), "tables.md": tables_page(), "service.md": service_page(),
+        "benchmarks.md": benchmarks_page(),
+    }  # fmt: skip
 
 
 def cli_page() -> str:
@@ -82,6 +89,62 @@ def service_page() -> str:
     ]
     table = _table(("variable", "default", "meaning"), rows)
     return "\n".join([head + _BEGIN, *table, _END + rest.split(_END)[1]])
+
+
+def benchmarks_page() -> str:
+    """The page as it is, with what the benchmarks found between its two marks."""
+    page = (HERE / "benchmarks.md").read_text("utf-8")
+    head, rest = page.split(_RESULTS_BEGIN)
+    files = sorted((HERE.parent / "benchmarks" / "results").glob("*.json"))
+    results = [json.loads(file.read_text("utf-8")) for file in files]
+    figures: list[tuple[str, ...]] = []
+    for result in results:
+        figures.append((f"**{result['benchmark']}**", "", "", "", "", ""))
+        figures += [_figure(row) for row in result["rows"]]
+        if "error" in result:
+            figures.append(("failed", "", "", "", result["error"], ""))
+    runs = [
+        (
+            f"`{r['command']}`: {r['benchmark']}", r["date"], f"{r['seconds']:,} s",
+            f"{r['load'][0]:g}, {r['load'][1]:g}",
+        )
+        for r in results
+    ]  # fmt: skip
+    machines = dict.fromkeys(_machine(result) for result in results)
+    columns = ("figure", "ours", "peer", "peer's", "ratio (lowest to highest)", "aim")
+    made = [
+        *_table(columns, figures), "", *machines, "",
+        *_table(("command: benchmark", "date", "took", "load before, after"), runs),
+    ]  # fmt: skip
+    return "\n".join(
+        [head + _RESULTS_BEGIN, "", *made, "", _RESULTS_END + rest.split(_RESULTS_END)[1]]
+    )
+
+
+def _figure(row: dict[str, Any]) -> tuple[str, ...]:
+    """A line of the table of benchmarks."""
+    figure = f"{row['figure']} ({row['note']})" if row["note"] else row["figure"]
+    ratio, aim = row["ratio"], row["aim"]
+    shown = "" if ratio is None else f"{ratio:.2f}"
+    if row["spread"]:
+        shown += " ({:.2f} to {:.2f})".format(*row["spread"])
+    verdict = "" if aim is None else f"{aim:.3g}, {'met' if ratio >= aim else '**missed**'}"
+    theirs = "" if row["theirs"] is None else f"{_number(row['theirs'])} {row['unit']}"
+    return figure, f"{_number(row['ours'])} {row['unit']}", row["peer"], theirs, shown, verdict
+
+
+def _number(value: float) -> str:
+    """Three significant digits, whole numbers in full."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return (
+        f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['system']}, Python {machine['python']}; {versions}"
+    )
 
 
 def _default(field: FieldInfo) -> str:

@@ -1,0 +1,119 @@
+"""Every benchmark, each in a process of its own, one after another; what they found becomes files.
+
+`make bench` (`python -m benchmarks.suite`) writes `benchmarks/results/NAME.json`, and from them the
+table of docs/benchmarks.md; `make bench-quick` (`--quick`) measures bundled and tiny models and
+writes into build/. `--only NAME` takes one benchmark, or several. One that fails, because an
+answer was wrong or a part broke, has its error in its file, the others run, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.alone import ROOT, alone
+from protos.artifacts import tool_versions
+
+BENCHMARKS = ("inference", "export_adapter", "startup", "memory", "mlc", "service")
+RESULTS, QUICK_RESULTS = ROOT / "benchmarks" / "results", ROOT / "build" / "bench" / "quick"
+LOGS = ROOT / "build" / "bench" / "logs"
+LIMIT_S = 3600.0
+
+
+def main() -> None:
+    """Run them, print their rows, write their files."""
+    arguments = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks.suite")
+    arguments.add_argument("--quick", action="store_true", help="small models, few repeats")
+    arguments.add_argument("--only", action="append", choices=BENCHMARKS, metavar="NAME")
+    arguments.add_argument("--out", type=Path, help="where the files go, if not in their place")
+    given = arguments.parse_args()
+    out = given.out or (QUICK_RESULTS if given.quick else RESULTS)
+    out.mkdir(parents=True, exist_ok=True)
+    if not given.quick and not given.only:
+        shutil.rmtree(models.LOWERINGS, ignore_errors=True)  # their seconds are figures, too
+    failed: list[str] = []
+    for name in given.only or BENCHMARKS:
+        print(f"{name} …", flush=True)
+        result = run(name, quick=given.quick)
+        show(result)
+        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        failed += [name] if "error" in result else []
+    if out == RESULTS:
+        subprocess.run([sys.executable, "docs/generate.py"], cwd=ROOT, check=True)
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run(name: str, *, quick: bool) -> dict[str, Any]:
+    """One benchmark, with what must be known to judge its figures."""
+    log = LOGS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    load, started = os.getloadavg()[0], time.perf_counter()
+    result: dict[str, Any] = {
+        "benchmark": name,
+        "command": shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "versions": tool_versions(),
+        "rows": [],
+    }
+    try:
+        result["rows"] = alone(measure, log=log, limit_s=LIMIT_S, name=name, quick=quick).result
+    except SystemExit as error:
+        result["error"] = str(error)
+    result["seconds"] = round(time.perf_counter() - started)
+    result["load"] = [round(load, 1), round(os.getloadavg()[0], 1)]
+    return result
+
+
+def measure(name: str, quick: bool) -> list[dict[str, Any]]:
+    """What the benchmark's `rows` gives, in a process of its own; see `run`."""
+    module = importlib.import_module(f"benchmarks.{name}")
+    with tempfile.TemporaryDirectory() as work:
+        return [asdict(row) for row in module.rows(quick, Path(work))]
+
+
+def show(result: dict[str, Any]) -> None:
+    """The rows for people."""
+    for row in result["rows"]:
+        peer = f", {row['peer']} {row['theirs']:,.4g}" if row["theirs"] is not None else ""
+        ratio = f": {row['ratio']:.2f}" if row["ratio"] is not None else ""
+        note = f" ({row['note']})" if row["note"] else ""
+        print(f"  {row['figure']}: {row['ours']:,.4g} {row['unit']}{peer}{ratio}{note}")
+    if "error" in result:
+        print(f"  FAILED: {result['error']}")
+    print(f"  {result['seconds']} s", flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores that we may use, memory."""
+    cpuinfo = Path("/proc/cpuinfo")
+    said = cpuinfo.read_text("utf-8") if cpuinfo.exists() else ""
+    named = re.search(r"model name\s*: (.*)", said)
+    usable = getattr(os, "sched_getaffinity", None)
+    return {
+        "cpu": named[1] if named else platform.processor() or platform.machine(),
+        "cores": len(usable(0)) if usable else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+if __name__ == "__main__":
+    main()
