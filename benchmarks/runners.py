@@ -107,8 +107,8 @@ class _HuggingFace:
     """transformers with a cache, as `generate` calls it.
 
     static: a cache of fixed size. compiled: torch.compile of the forward pass, with its defaults.
-    quantized: the recipe whose weights it computes with, as the reference of correctness. weights:
-    a safetensors file to take in place of the model's own.
+    As references of correctness: quantized: the recipe whose weights it computes with; merged: the
+    adapter is merged before that; weights: a file to take in place of the model's own.
     """
 
     _loaded: ClassVar[dict[tuple[Any, ...], Any]] = {}
@@ -116,14 +116,14 @@ class _HuggingFace:
     def __init__(
         self, threads: int, base: str, dtype: str, adapter: str | None = None,
         static: bool = False, compiled: bool = False, quantized: str | None = None,
-        weights: str | None = None,
+        merged: bool = False, weights: str | None = None,
     ) -> None:  # fmt: skip
         import torch
 
         torch.set_num_threads(threads)
-        key = (base, dtype, adapter, quantized, weights)
+        key = (base, dtype, adapter, quantized, merged, weights)
         if key not in self._loaded:
-            self._loaded[key] = _load(base, dtype, adapter, quantized, weights)
+            self._loaded[key] = _load(*key)
         self._torch, self._model = torch, self._loaded[key]
         self._forward = torch.compile(self._model, dynamic=False) if compiled else self._model
         self._static, self._cache, self._position = static, None, 0
@@ -157,8 +157,9 @@ class _HuggingFace:
 
 
 def _load(
-    base: str, dtype: str, adapter: str | None, quantized: str | None, weights: str | None
-) -> Any:
+    base: str, dtype: str, adapter: str | None, quantized: str | None, merged: bool,
+    weights: str | None,
+) -> Any:  # fmt: skip
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -169,16 +170,20 @@ def _load(
         missing, unexpected = loaded.load_state_dict(load_file(weights), strict=False)
         if unexpected or set(missing) - {"lm_head.weight"}:
             raise SystemExit(f"{weights}: missing {missing}, unexpected {unexpected}")
+    if adapter and merged:
+        loaded = _tuned(loaded, adapter).merge_and_unload()
     if quantized:
         from export.executorch.quantize import quantize
         from export.recipes import find_recipe
 
         quantize(loaded, find_recipe(quantized))
-    if adapter:
-        from peft import PeftModel
+    return _tuned(loaded, adapter) if adapter and not merged else loaded
 
-        loaded = PeftModel.from_pretrained(loaded, adapter).eval()
-    return loaded
+
+def _tuned(loaded: Any, adapter: str) -> Any:
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(loaded, adapter).eval()
 
 
 LIBRARIES: Mapping[str, Callable[..., Reader]] = {

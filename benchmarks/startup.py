@@ -23,7 +23,7 @@ from benchmarks.rows import Row
 from benchmarks.turns import compared, limited
 
 HELP_S = 0.3
-_LEAST_COSINE = 0.9
+_LEAST_COSINE = 0.8
 """Of logits with int4 weights to those in float32; bfloat16 is closer."""
 EAGER, PEFT = "Hugging Face eager", "PEFT"
 
