@@ -1,8 +1,10 @@
 """What a user costs: `export adapter` against `export merged`, in seconds and in bytes on the wire.
 
-8da4w, r = 8 on all linear layers. Before the separate form is timed, parity is run on it. With the
-random weights of the 135M shape, rounding flips near ties: there the gates of the first token may
-fail, any other failure ends it. That those weights are random does not matter for sizes and times.
+8da4w, r = 8 on all linear layers. Before the separate form is timed, parity is run on it. Of random
+weights, the 135M shape's, rounding flips near ties: there the gates of the first token may fail. Of
+a random adapter on the bundled base, int4 turns the small effect: there the gate of its direction
+may fail (benchmarks/inference.py holds it against PEFT on the same int4 weights). Any other failure
+ends it. That those weights are random does not matter for sizes and times.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     base = models.lowered("base", models.INT4, model)
     merged = models.lowered("merged", models.INT4, model)
     checked = models.exported(0, model, base.path, work / "checked", goldens=True)
-    note = _check(base.path, checked, random_weights=not quick)
+    note = _check(base.path, checked, may_fail="effect_cosine" if quick else "lowering_top1")
     seconds: list[float] = []
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -58,7 +60,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def _check(base: Path, adapter: Path, *, random_weights: bool) -> str:
+def _check(base: Path, adapter: Path, *, may_fail: str) -> str:
     """Parity of the separate form; gives what there is to say about it.
 
     Raises:
@@ -68,10 +70,10 @@ def _check(base: Path, adapter: Path, *, random_weights: bool) -> str:
 
     parity = measure_parity(base, adapter, THREADS)
     failed = [gate.name for gate in parity.gates if not gate.passed]
-    wrong = [name for name in failed if not (random_weights and "lowering_top1" in name)]
+    wrong = [name for name in failed if not name.startswith(may_fail)]
     if wrong:
         raise SystemExit(f"the separate form does not answer as PEFT does: {', '.join(wrong)}")
-    return f"near ties flipped: {', '.join(failed)}" if failed else ""
+    return f"parity, random weights: {', '.join(failed)} not met" if failed else "parity sound"
 
 
 def _wire_bytes(bundle: Path) -> int:

@@ -137,7 +137,8 @@ class _HuggingFace:
         elif self._cache is None:
             self._cache = StaticCache(config=config, max_cache_len=512)
         else:
-            self._cache.reset()
+            with self._torch.inference_mode():
+                self._cache.reset()
         self._position = 0
         return self._read(ids)
 

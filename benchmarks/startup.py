@@ -122,13 +122,14 @@ def answer_hugging_face(
     """The same with transformers and PEFT."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.models.llama import modeling_llama  # noqa: F401 (else imported when opening)
 
+    if adapter:
+        from peft import PeftModel
     torch.set_num_threads(threads)
     started = time.perf_counter()
     loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype)).eval()
     if adapter:
-        from peft import PeftModel
-
         loaded = PeftModel.from_pretrained(loaded, adapter).eval()
     opened = time.perf_counter() - started
     with torch.inference_mode():
