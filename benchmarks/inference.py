@@ -32,22 +32,25 @@ AIM = 3.0
 _LIKE_FLOAT32, _LIKE_BFLOAT16, _LIKE_INT4, _EFFECT = 0.9999, 0.99, 0.98, 0.8
 """Least cosine of logits: to the same model in float32, in bfloat16, with int4 weights and
 activations rounded at run time; and of the adapter's effect to PEFT's on the same weights."""
-THREADS = (1, 2)
 EAGER, COMPILED, PEFT = "Hugging Face eager", "torch.compile", "PEFT eager"
 LLAMA_CPP = "llama.cpp Q4_0"
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Tokens read at once, then one by one; how often; whether slow peers take part."""
+    """Tokens read at once, then one by one; how often; whether slow peers take part.
+
+    threads: of each run of them all.
+    """
 
     prompt: int = 128
     tokens: int = 64
     repeats: int = 5
+    threads: tuple[int, ...] = (1, 2)
     all_peers: bool = True
 
 
-QUICK = Sizes(tokens=16, repeats=3, all_peers=False)
+QUICK = Sizes(tokens=16, repeats=3, threads=(2,), all_peers=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     ids = _ids(model, sizes)
     wanted = _answers(references, ids, sizes.prompt, work)
     found: list[Row] = []
-    for threads in THREADS:
+    for threads in sizes.threads:
         with contextlib.ExitStack() as stack:
             runners = _start(variants, threads, stack)
             readers = {name: runners[variant.library] for name, variant in variants.items()}

@@ -20,6 +20,7 @@ from benchmarks.startup import answer, answer_hugging_face, some_ids
 MB = 1e6
 _TOKENS = 16
 PROMPT = 128
+DTYPES = ("float32", "bfloat16")
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
@@ -32,7 +33,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     users = [models.exported(user, model, base.path, work / f"user{user}") for user in (0, 1)]
     return [
         *_export_rows(model, base, merged, work),
-        *_answer_rows(model, base.path, users[0]),
+        *_answer_rows(model, base.path, users[0], ("float32",) if quick else DTYPES),
         *_two_user_rows(model, base.path, users, merged.path, work),
     ]
 
@@ -53,12 +54,12 @@ def _export_rows(
     ]  # fmt: skip
 
 
-def _answer_rows(model: models.Model, base: Path, user: Path) -> list[Row]:
+def _answer_rows(model: models.Model, base: Path, user: Path, dtypes: tuple[str, ...]) -> list[Row]:
     ids = some_ids(model, PROMPT)
     ours = alone(answer, base=str(base), adapter=str(user), ids=ids, tokens=_TOKENS).peak_bytes
     figure = f"peak of answering, 8da4w base + adapter, {model.name}"
     found: list[Row] = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in dtypes:
         theirs = alone(
             answer_hugging_face, base=model.base, adapter=model.adapters[0], dtype=dtype, ids=ids,
             tokens=_TOKENS,

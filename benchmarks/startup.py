@@ -30,15 +30,16 @@ EAGER, PEFT = "Hugging Face eager", "PEFT"
 
 @dataclass(frozen=True)
 class Sizes:
-    """How often each is done."""
+    """How often each is done; what Hugging Face computes in."""
 
     helps: int = 10
     starts: int = 5
     swaps: int = 9
     prompt: int = 128
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
 
 
-QUICK = Sizes(helps=3, starts=2, swaps=3)
+QUICK = Sizes(helps=3, starts=1, swaps=3, dtypes=("float32",))
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
@@ -66,10 +67,10 @@ def _first_tokens(model: models.Model, sizes: Sizes, work: Path) -> list[Row]:
     alone(answer_hugging_face, base=model.base, dtype="float32", ids=ids, save=str(said))
     wanted = np.load(said)
     ways: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-        "8da4w": (answer, {"base": str(bundle)}),
-        f"{EAGER} float32": (answer_hugging_face, {"base": model.base, "dtype": "float32"}),
-        f"{EAGER} bfloat16": (answer_hugging_face, {"base": model.base, "dtype": "bfloat16"}),
+        "8da4w": (answer, {"base": str(bundle)})
     }
+    for dtype in sizes.dtypes:
+        ways[f"{EAGER} {dtype}"] = (answer_hugging_face, {"base": model.base, "dtype": dtype})
     took: dict[str, dict[str, list[float]]] = {n: {"open_s": [], "first_s": []} for n in ways}
     for _ in range(sizes.starts):
         for name, (function, given) in ways.items():
