@@ -27,6 +27,8 @@ CONTEXT = 512
 _ARCHITECTURE = gguf.MODEL_ARCH.LLAMA
 _Q4_0 = gguf.GGMLQuantizationType.Q4_0
 _PEFT_PREFIX = "base_model.model."
+_ERROR = 4
+"""llama.cpp's log level."""
 
 
 def convert(base: str, adapter: str, out: str) -> None:
@@ -119,6 +121,13 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
+@llama_cpp.llama_log_callback
+def _log(level: int, text: bytes, _: object) -> None:
+    """Errors only: the rest is hundreds of lines for each model."""
+    if level == _ERROR:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+
+
 class Llama:
     """A GGUF model with a cache; `adapter`: the path of a GGUF adapter, applied as it runs."""
 
@@ -165,5 +174,6 @@ if __name__ == "__main__":
     if task == "convert":
         convert(**given)
     else:
+        llama_cpp.llama_log_set(_log, None)
         llama_cpp.llama_backend_init()
         serve(Llama, given)
