@@ -48,10 +48,10 @@ api: setup ## lint the API, compare it with the last tag's and with the generate
 floor: setup ## the generated code with the oldest protobuf and gRPC that are allowed
 	$(BIN)/python -m protos.floor build/floor
 
-bench: setup ## every benchmark, and the table in docs/benchmarks.md: some 25 minutes
+bench: setup ## every benchmark, and the table in docs/benchmarks.md; it builds llama.cpp once
 	$(BIN)/python -m benchmarks.suite
 
-bench-quick: setup ## the same on the bundled models, into build/: some 4 minutes
+bench-quick: setup ## the same on the bundled models with few repeats, into build/
 	$(BIN)/python -m benchmarks.suite --quick
 
 docs: setup ## write the generated pages of docs/

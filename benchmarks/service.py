@@ -30,6 +30,8 @@ from cloud.service.parts import open_parts
 from cloud.service.settings import Settings
 
 BARE = "bare grpc.aio server"
+_PAGE = 4096
+"""Bytes; no growth at all is given as one page."""
 FLAT = 1 / 1.5
 """The least ratio of a figure that should not grow: half as much again is noise."""
 
@@ -203,7 +205,7 @@ def _memory(site: Site, sizes: Sizes) -> tuple[float, float]:
     ) as process:  # fmt: skip
         samples = sample_rss(server, process, 0.1)
         finished(process)
-    return (max(samples) - before) / MIB, before / MIB
+    return max(max(samples) - before, _PAGE) / MIB, before / MIB
 
 
 def _sha256(path: Path) -> str:

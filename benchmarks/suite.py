@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks import models
+from benchmarks import models, peers
 from benchmarks.alone import ROOT, alone
 from protos.artifacts import tool_versions
 
@@ -72,7 +73,7 @@ def run(name: str, *, quick: bool) -> dict[str, Any]:
         "command": shlex.join(["python", "-m", "benchmarks.suite", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
-        "versions": tool_versions(),
+        "versions": tool_versions() | _peers(),
         "rows": [],
     }
     try:
@@ -103,6 +104,12 @@ def show(result: dict[str, Any]) -> None:
     print(f"  {result['seconds']} s", flush=True)
 
 
+def _peers() -> dict[str, str]:
+    """Versions of what we are compared with, where it is not one of our tools."""
+    llama_cpp = peers.LLAMA_CPP[0].split("==")
+    return {"grpcio": importlib.metadata.version("grpcio"), llama_cpp[0]: llama_cpp[1]}
+
+
 def machine() -> dict[str, Any]:
     """Processor, cores that we may use, memory."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -114,7 +121,6 @@ def machine() -> dict[str, Any]:
         "cores": len(usable(0)) if usable else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "system": platform.system(),
-        "python": platform.python_version(),
     }
 
 

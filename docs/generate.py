@@ -143,7 +143,7 @@ def _machine(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     return (
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['system']}, Python {machine['python']}; {versions}"
+        f"{machine['system']}; {versions}"
     )
 
 
