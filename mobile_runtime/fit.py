@@ -12,7 +12,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from mobile_runtime.ptd import read_floats
+from protos.ptd import read_floats
 
 if TYPE_CHECKING:
     from mobile_runtime.bundles import AdapterBundle, BaseBundle, Slot

@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 
 from mobile_runtime.prompt import open_prompt
-from mobile_runtime.ptd import Tensor, read_ptd, read_ptd16, write_ptd
 from protos.artifacts import (
     MANIFEST,
     FileEntry,
@@ -32,6 +31,7 @@ from protos.artifacts import (
 from protos.errors import PocketuneError
 from protos.golden import Golden, Rung, read_golden, write_golden
 from protos.half_file import pack
+from protos.ptd import Tensor, read_ptd, read_ptd16, write_ptd
 
 ALTERED, MALFORMED = 8500, 1500
 SEALED = 200

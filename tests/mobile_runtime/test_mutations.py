@@ -19,11 +19,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from mobile_runtime.parity import measure_parity
-from mobile_runtime.ptd import Tensor, read_ptd, write_ptd
 from mobile_runtime.report import ParityResult
 from protos.artifacts import open_artifact
 from protos.errors import ArtifactError, MismatchError
 from protos.golden import read_golden, write_golden
+from protos.ptd import Tensor, read_ptd, write_ptd
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
 Arrays = dict[str, np.ndarray]

@@ -15,7 +15,6 @@ from mobile_runtime.report import ParityResult, as_json, read_report
 from protos.artifacts import open_artifact
 from protos.errors import ArtifactError, GateError, InputError
 from protos.golden import Golden, Rung, read_golden, write_golden
-from protos.ptd import Tensor, read_ptd, write_ptd
 
 Measure = Callable[..., ParityResult]
 
