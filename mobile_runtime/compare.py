@@ -236,10 +236,14 @@ def layer_sqnr(reference: Floats, model: Floats) -> list[float]:
 
 
 def worst_layer(sqnr: Sequence[float]) -> int | None:
-    """The layer that loses most of what the one before it still had; None where none is known."""
+    """The layer that adds most to the noise, as a share of the signal; None where none is known.
+
+    The first layer's noise holds that of the embedding.
+    """
     if not sqnr:
         return None
-    return int(np.argmax(-np.diff(sqnr, prepend=SQNR_MOST)))
+    shares = 10 ** (-np.array(sqnr) / 10)
+    return int(np.argmax(np.diff(shares, prepend=0.0)))
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> float:

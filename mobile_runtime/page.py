@@ -161,7 +161,7 @@ def _plots(result: ParityResult) -> list[str]:
                     "Decibels of each decoder layer's output, quantized against float, in PyTorch",
                     result.layer_sqnr, "decoder layer →, dB ↑",
                 ),
-                f"Quantized against float, in PyTorch; layer {worst} loses most.",
+                f"Quantized against float, in PyTorch; layer {worst} adds most noise.",
             )
         )  # fmt: skip
     return plots
