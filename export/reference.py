@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from export.families import slides
 from protos.golden import TOP, Floats, Ints, NoiseFloor, Rung
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -27,6 +28,7 @@ _MAX_LOGITS = 2**26
 _ALIKE = (1.5, 32)
 _ALIKE_TO_DECODE = (2.0, 128)
 """A step's time hardly depends on how many sequences take it: fewer groups, more padding."""
+_OF_ONE_LENGTH = (1.0, 0)
 _FULL_ROWS = 8
 _NOISE = 1e-6
 
@@ -96,9 +98,16 @@ def continuations(
 ) -> list[Continued]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it."""
     found: dict[int, Continued] = {}
-    for group in grouped(prompts, vocab_size, _ALIKE_TO_DECODE):
+    for group in grouped(prompts, vocab_size, _spread(model, max(map(len, prompts)) + steps)):
         found.update(zip(group.members, _greedy(model, group, steps), strict=True))
     return [found[index] for index in range(len(prompts))]
+
+
+def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
+    """A window counts places of the cache, padding too; past one, nothing may be padded."""
+    config = cast("Any", model).config.to_dict()
+    narrow = slides(config) and config["sliding_window"] < longest
+    return _OF_ONE_LENGTH if narrow else _ALIKE_TO_DECODE
 
 
 def _greedy(model: nn.Module, group: Group, steps: int) -> list[Continued]:

@@ -12,6 +12,7 @@ import torch
 from export.adapter import export_adapter
 from export.base import export_base
 from export.families import ARCHITECTURES
+from export.reference import continuations
 from protos.artifacts import Artifact
 
 IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140, 71, 3]
@@ -89,6 +90,23 @@ def test_program_with_an_adapter_is_pefts_model_in_one_chunk_and_in_several(
     for start, end in ((0, 5), (5, 16), (16, len(IDS))):
         last = phone(IDS[start:end], start)
         assert (last - expected[end - 1]).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "window" in name])
+def test_continuations_past_a_window_are_those_of_each_prompt_alone(name, tiny_base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    family, options = FAMILIES[name]
+    base = make_model(tmp_path / family, tiny_base, family, options)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    prompts = [IDS[:4], IDS[:9], IDS[3:17], IDS]
+    for prompt, found in zip(
+        prompts, continuations(model, prompts, 8, model.config.vocab_size), strict=True
+    ):
+        with torch.no_grad():
+            alone = model(torch.tensor([[*prompt, *found.ids]]), use_cache=False).logits[0]
+        assert found.ids == alone[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert (found.logits - alone).abs().max() <= 1e-4
 
 
 def test_every_family_has_a_model_here():
