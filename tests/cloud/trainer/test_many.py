@@ -21,7 +21,7 @@ from protos.artifacts import Artifact, create, open_artifact
 from protos.base_model import BaseModel, open_base
 from protos.errors import InputError, PocketuneError
 
-FAST = TrainConfig(learning_rate=2e-2, epochs=4, batch_size=4, dtype="float32", rank=4, patience=9)
+FAST = TrainConfig(learning_rate=5e-3, epochs=4, batch_size=4, dtype="float32", rank=4, patience=9)
 ROWS = [
     {"prompt": f"news {n} " + "of the fox " * (n % 5), "completion": f"Fox {n % 3} jumps"}
     for n in range(24)
@@ -165,7 +165,7 @@ KILLED = """
     from protos.base_model import open_base
     folder = Path(sys.argv[2])
     def config(n):
-        return TrainConfig(learning_rate=2e-2, epochs=(1, 4, 4)[n], batch_size=4, dtype="float32",
+        return TrainConfig(learning_rate=5e-3, epochs=(1, 4, 4)[n], batch_size=4, dtype="float32",
                            rank=4, patience=9)
     members = [Member(open_artifact(folder / f"d{n}"), folder / sys.argv[3] / str(n), config(n))
                for n in range(3)]
