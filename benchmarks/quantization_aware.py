@@ -1,6 +1,6 @@
 """What an adapter gains from training over the phone's own 4-bit weights: loss on held-out items.
 
-`python benchmarks/quantization_aware.py [--quick] [--out results.json]` trains users of the bundled
+`python -m benchmarks.quantization_aware [--quick] [--out results.json]` trains users of the bundled
 world twice, over the float base and over each recipe's weights, exports both adapters, and lets the
 reference runtime say how likely each user's held-out answers are. A user's two losses make a pair.
 Before they count, each is held against PyTorch with PEFT over the weights that the bundle holds.
