@@ -90,6 +90,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
             return f"{error}; check the disk and run it again", 1
         case MemoryError():
             return "out of memory", 1
+        case ModuleNotFoundError(name=str(name)):
+            return (
+                f"{name} is not installed, which this command needs: "
+                "pip install '.[cloud,export]' in Pocketune's folder"
+            ), 1
         case _:  # a defect of ours: still one line, and how to see more
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return f"unexpected {what} (POCKETUNE_DEBUG=1 shows where)", 1

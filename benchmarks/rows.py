@@ -15,13 +15,14 @@ class Row:
     """One figure, and what it is compared with.
 
     figure: what is measured, with its sizes: "train 8 users x 16 items, 135M shape: adapters per
-    hour". ours, theirs: in `unit`. peer: "" when nothing is compared. ratio: how many times better
-    ours is, the median over interleaved repeats; above 1 is better. spread: the lowest and the
-    highest ratio of the repeats. aim: the ratio that was to be reached.
+    hour". ours, theirs: in `unit`; ours is None where this machine cannot measure it. peer: "" when
+    nothing is compared. ratio: how many times better ours is, the median over interleaved repeats;
+    above 1 is better. spread: the lowest and the highest ratio of the repeats. aim: the ratio that
+    was to be reached.
     """
 
     figure: str
-    ours: float
+    ours: float | None
     unit: str
     peer: str = ""
     theirs: float | None = None

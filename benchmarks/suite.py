@@ -98,7 +98,8 @@ def show(result: dict[str, Any]) -> None:
         peer = f", {row['peer']} {row['theirs']:,.4g}" if row["theirs"] is not None else ""
         ratio = f": {row['ratio']:.2f}" if row["ratio"] is not None else ""
         note = f" ({row['note']})" if row["note"] else ""
-        print(f"  {row['figure']}: {row['ours']:,.4g} {row['unit']}{peer}{ratio}{note}")
+        ours = "" if row["ours"] is None else f" {row['ours']:,.4g} {row['unit']}"
+        print(f"  {row['figure']}:{ours}{peer}{ratio}{note}")
     if "error" in result:
         print(f"  FAILED: {result['error']}")
     print(f"  {result['seconds']} s", flush=True)

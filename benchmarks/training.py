@@ -41,7 +41,7 @@ SHAPE = {
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,
     "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
-CONFIG = TrainConfig(learning_rate=5e-4, epochs=4, batch_size=8, patience=4)
+CONFIG = TrainConfig(learning_rate=5e-4, epochs=2, batch_size=8, patience=2)
 PEER = "PEFT + transformers.Trainer, bf16, one by one"
 
 
@@ -50,30 +50,42 @@ def rows(quick: bool, work: Path) -> list[Row]:
     work.mkdir(parents=True, exist_ok=True)
     bundled = ROOT / "cloud" / "pocket" / "models" / "base"
     if quick:
-        return [*compare(work / "bundled", bundled, "bundled base", users=4, repeats=1)]
+        return compare(work / "bundled", bundled, "bundled base", users=4, repeats=1)
     base = make_base(work / "135m", SHAPE["num_hidden_layers"])
     return [
         *compare(work / "bundled", bundled, "bundled base", users=8, repeats=5),
         *compare(work / "large", base, "135M shape", users=8, repeats=3),
         *growth(work / "growth", bundled, "bundled base"),
+        *on_gpu(work / "gpu", base, "135M shape, GPU"),
     ]
 
 
-def compare(work: Path, base: Path, name: str, users: int, repeats: int) -> list[Row]:
+def on_gpu(work: Path, base: Path, name: str) -> list[Row]:
+    """The same on a GPU where there is one; else rows that say so."""
+    import torch
+
+    if torch.cuda.is_available():
+        return compare(work, base, name, users=8, repeats=3, gpu=True)
+    return [Row(f"{asked(8, name)}: adapters per hour", None, "1/h", PEER, note="no GPU here")]
+
+
+def compare(
+    work: Path, base: Path, name: str, users: int, repeats: int, *, gpu: bool = False
+) -> list[Row]:
     """Both sides by turns: adapters per hour and peak memory."""
     make_datasets(work / "datasets", base, users)
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
     for number in range(repeats):
         for side, found in (("ours", ours), ("peer", theirs)):
-            found.append(run_side(side, base, work / "datasets", work / f"{side}{number}"))
+            found.append(run_side(side, base, work / "datasets", work / f"{side}{number}", gpu=gpu))
             print(f"{name}, {side}: {found[-1]}", file=sys.stderr, flush=True)
     losses = [mean_loss(base, work / "datasets", work / f"{side}0") for side in ("ours", "peer")]
     if abs(losses[0] / losses[1] - 1) > 0.01:
         raise SystemExit(f"{name}: losses differ by more than 1%: {losses}")
     speed = [t["seconds"] / o["seconds"] for o, t in zip(ours, theirs, strict=True)]
     memory = [t["peak_bytes"] / o["peak_bytes"] for o, t in zip(ours, theirs, strict=True)]
-    what = f"train {users} users × {ITEMS} items, {CONFIG.epochs} epochs, {name}"
+    what = asked(users, name)
     hourly = [
         3600 * users / statistics.median(run["seconds"] for run in side) for side in (ours, theirs)
     ]
@@ -87,6 +99,11 @@ def compare(work: Path, base: Path, name: str, users: int, repeats: int) -> list
     ]  # fmt: skip
 
 
+def asked(users: int, name: str) -> str:
+    """What is trained, in words."""
+    return f"train {users} users × {ITEMS} items, {CONFIG.epochs} epochs, {name}"
+
+
 def growth(work: Path, base: Path, name: str) -> list[Row]:
     """Adapters per hour for 1 to 32 users; the ratio is to one user."""
     make_datasets(work / "datasets", base, 32)
@@ -96,16 +113,20 @@ def growth(work: Path, base: Path, name: str) -> list[Row]:
         ran = run_side("ours", base, work / "datasets", work / f"of{users}", users)
         hourly = 3600 * users / ran["seconds"]
         single = single or hourly
-        what = f"train {users} users × {ITEMS} items, {name}: adapters per hour"
+        what = f"{asked(users, name)}: adapters per hour"
         found.append(Row(what, hourly, "1/h", "one user", single, hourly / single))
     return found
 
 
-def run_side(side: str, base: Path, datasets: Path, out: Path, users: int = 0) -> dict[str, Any]:
+def run_side(
+    side: str, base: Path, datasets: Path, out: Path, users: int = 0, *, gpu: bool = False
+) -> dict[str, Any]:
     """One side in a process of its own: seconds and the peak of its memory."""
     command = [sys.executable, "-m", "benchmarks.training", "--side", side, "--base", str(base),
                "--datasets", str(datasets), "--out", str(out), "--users", str(users)]  # fmt: skip
     environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
     )

@@ -130,7 +130,8 @@ def _figure(row: dict[str, Any]) -> tuple[str, ...]:
         shown += " ({:.2f} to {:.2f})".format(*row["spread"])
     verdict = "" if aim is None else f"{aim:.3g}, {'met' if ratio >= aim else '**missed**'}"
     theirs = "" if row["theirs"] is None else f"{_number(row['theirs'])} {row['unit']}"
-    return figure, f"{_number(row['ours'])} {row['unit']}", row["peer"], theirs, shown, verdict
+    ours = "" if row["ours"] is None else f"{_number(row['ours'])} {row['unit']}"
+    return figure, ours, row["peer"], theirs, shown, verdict
 
 
 def _number(value: float) -> str:

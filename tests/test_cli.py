@@ -43,6 +43,14 @@ def one_line(result: subprocess.CompletedProcess[str], code: int, *says: str) ->
         assert text in result.stderr
 
 
+def test_a_package_that_is_not_installed_is_named_with_what_installs_it() -> None:
+    code = "import sys; sys.modules['sqlalchemy'] = None; import pocketune; pocketune.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "doctor"], capture_output=True, text=True, timeout=300
+    )
+    one_line(done, 1, "sqlalchemy is not installed", ".[cloud,export]")
+
+
 def test_errors_are_one_line_that_says_what_and_where(tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"input": "a", "output": "b"}\n{"input": "c"}\n')
