@@ -124,7 +124,7 @@ def test_early_stop_keeps_the_best_state(tmp_path: Path, tiny_base: Path) -> Non
 
 
 KILLED = """
-    import sys
+    import sys, time
     from pathlib import Path
     import cloud.train as stage
     from protos.artifacts import open_artifact
@@ -133,6 +133,8 @@ KILLED = """
                                rank=4, patience=9)
     def progress(message, fraction):
         print(fraction, flush=True)
+        if fraction > 0.6 and sys.argv[4] == "wait":
+            time.sleep(300)  # the signal comes here, however busy the machine is
     stage.train(open_artifact(Path(sys.argv[1])), open_base(sys.argv[2]), Path(sys.argv[3]),
                 config, 1, progress)
 """
@@ -147,7 +149,10 @@ def test_a_killed_run_resumes_and_ends_with_the_same_adapter(
     command = [sys.executable, "-c", textwrap.dedent(KILLED)]
     arguments = [str(dataset.path), str(tiny_base), str(tmp_path / "b")]
     process = subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [*command, *arguments, "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -159,7 +164,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_adapter(
     assert not (tmp_path / "b").exists()
     assert list(tmp_path.glob(".b.*.work/checkpoint.safetensors"))
     resumed = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, check=True, timeout=300
+        [*command, *arguments, "go on"], capture_output=True, text=True, check=True, timeout=300
     )
     assert float(resumed.stdout.splitlines()[0]) > 0.4, "it began again instead of going on"
     made = open_artifact(tmp_path / "b", "Adapter")
