@@ -39,8 +39,11 @@ def main() -> int:
 def _oldest() -> list[str]:
     """The oldest versions that are allowed, as pip takes them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    found = [line for line in project["dependencies"] if line.split(">=")[0] in NAMES]
-    return [line.replace(">=", "==") for line in found]
+    lines = project["optional-dependencies"]["cloud"]
+    oldest = [line.replace(">=", "==") for line in lines if line.split(">=")[0] in NAMES]
+    if len(oldest) != len(NAMES):
+        raise SystemExit(f"of {', '.join(NAMES)}, pyproject.toml names only {oldest}")
+    return oldest
 
 
 def _prove() -> int:
