@@ -92,7 +92,7 @@ class Continued:
     logits: torch.Tensor
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def continuations(
     model: nn.Module, prompts: Sequence[Sequence[int]], steps: int, vocab_size: int
 ) -> list[Continued]:
@@ -148,7 +148,7 @@ class Recorder:
         self.full_rows = np.unique(np.linspace(0, self.rows - 1, _FULL_ROWS).astype(np.int32))
         self.ids: Ints = np.zeros((self.rows, min(TOP, vocab_size)), np.int32)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def record_float(self, references: Sequence[Forward], model: nn.Module) -> list[Rung]:
         """The float references (adapter off, and on where there is one), side by side: the ids that
         are kept are those with the highest elementwise maximum of their logits. All run `model`,
@@ -167,7 +167,7 @@ class Recorder:
                 self._keep(rung, group, values)
         return rungs
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def record(self, forward: Forward) -> Rung:
         """What one reference says at the ids chosen before."""
         rung = self._empty()
@@ -182,7 +182,7 @@ class Recorder:
             self._keep(rung, group, torch.cat([sequences[i] for i in group.members]))
         return rung
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
         layers = _Layers(model)
