@@ -286,7 +286,6 @@ def personalize(
     out: Path,
     base: str,
     recipe: str,
-    teacher: str,
     threads: int,
     context_length: int | None,
     base_bundle: Path | None,
@@ -296,7 +295,6 @@ def personalize(
 ) -> Result:
     """The main job, stage by stage; each stage is skipped if its result is there already."""
     from cloud.augment import AugmentConfig, augment
-    from cloud.teachers import open_teacher
     from cloud.train import TrainConfig, train
     from export.adapter import export_adapter
     from export.base import export_base
@@ -305,12 +303,15 @@ def personalize(
     from mobile_runtime.parity import parity
     from protos.base_model import open_base
 
-    model, writer = open_base(base), open_teacher(teacher, threads)
+    model, teachers = open_base(base), cloud_cli.open_teachers(threads, **given)
     augmenting = cloud_cli.pick(AugmentConfig, given)
     training = cloud_cli.pick(TrainConfig, given)
     profile = cloud_cli.import_profile(source, out / "profile", **given)
     with shown("augment") as progress:
-        dataset = augment(profile, writer, out / "dataset", augmenting, progress)
+        dataset = augment(
+            profile, teachers.writer, out / "dataset", augmenting, progress, teachers.judge,
+            teachers.calls,
+        )  # fmt: skip
     with shown("export base") as progress:
         lowered = export_base(
             base, base_bundle or out / "base-bundle", recipe, rank=training.rank,

@@ -1,79 +1,92 @@
 """Augment: a user's few items become a training set, with new ones that a teacher writes like them.
 
 In: a Profile and a Teacher. Out: a Dataset: `train.jsonl` (all real items but the newest, plus the
-synthetic ones), `valid.jsonl` (the newest real items), `rejected.jsonl` (what the filters refused).
-Every row says whether it is real, and where it came from. The teacher sees training items only.
+synthetic ones), `valid.jsonl` (the newest real items), `rejected.jsonl` (what was not taken, and
+why). Every row says whether it is real, and where it came from. The teacher sees training items
+only, and a remote one no personal data.
 """
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cloud.filters import Filters
-from cloud.profiles import Item, Profile, read_profile, write_rows
-from cloud.prompts import Pair
+from cloud import seeds, selection
+from cloud.answers import Answers
+from cloud.candidates import Candidate, Candidates, first_round
+from cloud.filters import FILTERS, Filters, nothing_personal
+from cloud.profiles import Consent, Item, Profile, read_profile, read_rows, write_rows
+from cloud.prompts import Message
 from cloud.tasks import Task
-from cloud.teachers import Reply, Sampling, Teacher
-from protos.artifacts import (
-    Artifact,
-    create,
-    digest_json,
-    finished,
-    open_artifact,
-    read_json,
-    work_dir,
-    write_json,
-)
+from cloud.teachers import Calls, Teacher
+from protos.artifacts import Artifact, create, finished, open_artifact, work_dir
 from protos.errors import InputError, TeacherError
 from protos.progress import Progress, silent
 
+if TYPE_CHECKING:
+    from cloud.privacy import Scrubber
+
 VALID_SHARE = 0.2
 TRAIN_FILE, VALID_FILE, REJECTED_FILE = "train.jsonl", "valid.jsonl", "rejected.jsonl"
-FILTERS = ("unparsed", "label", "duplicate", "near-duplicate", "length", "leakage")
+SCRUBBING = ("auto", "on", "off")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """per_real: synthetic items wanted for each real training item. shots: items shown a request.
+    """How synthetic items are made.
 
-    tries: candidates asked for at most, for each one wanted. round: requests sent at a time; a
-    killed run starts again at the round it was in.
+    per_real: synthetic items wanted for each real training item. real_share: least share of real
+    items in the mix. strategies: what the teacher is asked for, in which shares. shots, max_chars:
+    items and characters shown in a request. votes: how often the teacher is asked, for a task with
+    labels, which one the user would give; 0 leaves it out. judge_least: least mark of a judge, 1 to
+    5. pool: candidates gathered for each one wanted, before the best are chosen. tries: candidates
+    asked for at most, for each one wanted. round: requests sent at a time. scrub: whether personal
+    data is taken out of what the teacher sees; `auto`: of what a remote one sees.
     """
 
-    per_real: float = 2.0
+    per_real: float = 1.0
+    real_share: float = 0.25
+    strategies: str = "new"
     shots: int = 8
+    max_chars: int = 24_000
     temperature: float = 1.0
     top_p: float = 0.95
+    votes: int = 3
+    judge_least: int = 3
+    pool: float = 1.5
     tries: int = 6
     round: int = 32
+    scrub: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         checks = {
             f"per_real is {self.per_real}, expected 0 to 20": 0 <= self.per_real <= 20,
+            f"real_share is {self.real_share}, expected 0 to 1": 0 <= self.real_share <= 1,
             f"shots is {self.shots}, expected 1 or more": self.shots >= 1,
+            f"max_chars is {self.max_chars}, expected 1 or more": self.max_chars >= 1,
             f"temperature is {self.temperature}, expected above 0": self.temperature > 0,
             f"top_p is {self.top_p}, expected above 0, at most 1": 0 < self.top_p <= 1,
+            f"votes is {self.votes}, expected 0 to 99": 0 <= self.votes <= 99,
+            f"judge_least is {self.judge_least}, expected 1 to 5": 1 <= self.judge_least <= 5,
+            f"pool is {self.pool}, expected 1 or more": self.pool >= 1,
             f"tries is {self.tries}, expected 1 or more": self.tries >= 1,
             f"round is {self.round}, expected 1 or more": self.round >= 1,
+            f"scrub is {self.scrub}, expected {', '.join(SCRUBBING)}": self.scrub in SCRUBBING,
         }
         wrong = [message for message, sound in checks.items() if not sound]
         if wrong:
             raise InputError("; ".join(wrong))
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One thing that the teacher wrote. pair: None if it did not parse. source: its provenance."""
-
-    pair: Pair | None
-    text: str
-    source: dict[str, Any]
+        if 1 / (1 + self.per_real) < self.real_share - 1e-9:
+            raise InputError(
+                f"per_real is {self.per_real}, but real items are to be {self.real_share:.0%} of "
+                f"the mix; expected at most {1 / self.real_share - 1:g}, or a lower real_share"
+            )
+        seeds.parse_strategies(self.strategies)
 
 
 def augment(
@@ -82,52 +95,55 @@ def augment(
     out: Path,
     config: AugmentConfig,
     progress: Progress = silent,
+    judge: Teacher | None = None,
+    calls: Calls | None = None,
 ) -> Artifact:
     """Make the Dataset of one profile; an unchanged one is left as it is.
 
+    Args:
+        judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
+
     Raises:
-        InputError: the user did not consent to a third-party teacher.
+        InputError: the user did not consent to a third-party teacher, or no item can be shown.
         TeacherError: the teacher failed, or wrote nothing that passes the filters.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
+    if judge:
+        parents["judge"], resolved["judge"] = judge.digest, judge.name
     if current := finished(out, "Dataset", parents, resolved):
         return current
+    for asked in filter(None, (teacher, judge)):
+        _check_consent(profile, asked)
     user = read_profile(profile)
-    if teacher.third_party and not user.consent.third_party:
-        raise InputError(
-            f"{profile.path}: the user's consent does not allow a third-party teacher "
-            f"({teacher.name}); import the profile with --third-party once they agree"
-        )
     train, valid = split(user.items)
-    wanted = round(config.per_real * len(train))
-    filters = _filters(user, train, valid)
-    counts: Counter[str] = Counter()
-    kept: list[Candidate] = []
-    rejected: list[dict[str, Any]] = []
+    wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
+    scrubber = _scrubber(user.task, train, config, teacher, judge)
     with work_dir(out, parents, resolved) as work:
-        for candidate in _candidates(user.task, train, teacher, wanted, config, work):
-            reason = filters.rejects(candidate.pair) if candidate.pair else "unparsed"
-            counts[reason or "kept"] += 1
-            if reason:
-                rejected.append(_rejected_row(candidate, reason))
-            else:
-                kept.append(candidate)
-                progress(f"{len(kept)} kept, {len(rejected)} rejected", len(kept) / wanted)
-            if len(kept) == wanted:
-                break
-        if kept or not wanted:
+        answers = Answers(work)
+        filters = _filters(user, train, valid, scrubber)
+        writer = _behind(scrubber, config, teacher)
+        critic = _behind(scrubber, config, judge) if judge else None
+        found = Candidates(user.task, train, config, filters, answers, writer, critic)
+        for done in found.gather(wanted):
+            progress(f"{len(found.passed)} passed, {len(found.rejected)} rejected", done)
+        kept = found.best(wanted)
+        counts = Counter(each.reason for each in found.rejected)
+        if kept or not sum(wanted.values()):
             with create(out, "Dataset", parents, resolved) as draft:
                 real = [_real_row(user.task, item) for item in train]
-                synthetic = [_synthetic_row(user.task, candidate) for candidate in kept]
+                synthetic = [_synthetic_row(user.task, each) for each in kept]
                 write_rows(draft.path / TRAIN_FILE, real + synthetic)
                 write_rows(draft.path / VALID_FILE, [_real_row(user.task, item) for item in valid])
-                write_rows(draft.path / REJECTED_FILE, rejected)
+                write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
                 draft.measured.update(
-                    real=len(train), valid=len(valid), wanted=wanted, synthetic=len(kept),
-                    asked=sum(counts.values()), rejected={name: counts[name] for name in FILTERS},
+                    real=len(train), valid=len(valid), wanted=sum(wanted.values()),
+                    synthetic=len(kept), asked=len(kept) + len(found.rejected),
+                    rejected={name: counts[name] for name in FILTERS},
+                    not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
+                    spent=_accounts(answers, calls or Calls()),
                 )  # fmt: skip
-    if wanted and not kept:
+    if not kept and sum(wanted.values()):
         reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
         raise TeacherError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
     return open_artifact(out, "Dataset")
@@ -139,80 +155,87 @@ def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     return list(items[:-newest]), list(items[-newest:])
 
 
-def choose_shots(train: Sequence[Item], shots: int, seed: int) -> Iterator[list[Item]]:
-    """Endless selections of at most `shots` items: every item is shown equally often.
-
-    Items are dealt from shuffled decks, so that each selection is a different mix in a different
-    order, and none holds an item twice.
-    """
-    rng = random.Random(seed)
-    size = min(shots, len(train))
-    deck: list[Item] = []
-    while True:
-        hand: list[Item] = []
-        while len(hand) < size:
-            if not deck:
-                deck = rng.sample(list(train), len(train))
-            fresh = next((i for i, item in enumerate(deck) if item not in hand), None)
-            if fresh is None:
-                deck = [*deck, *rng.sample(list(train), len(train))]
-                continue
-            hand.append(deck.pop(fresh))
-        yield hand
+def dry_run(
+    profile: Artifact, teacher: Teacher, config: AugmentConfig
+) -> Iterator[str | list[Message]]:
+    """Exactly what the teacher would be sent first; what comes after depends on its answers."""
+    user = read_profile(profile)
+    train, _ = split(user.items)
+    wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
+    scrubber = _scrubber(user.task, train, config, teacher, None)
+    shown = _behind(scrubber, config, teacher)
+    for ask in first_round(user.task, train, config, shown, wanted):
+        yield shown.prompt(user.task, ask)
 
 
-def _candidates(
-    task: Task,
-    train: Sequence[Item],
-    teacher: Teacher,
-    wanted: int,
-    config: AugmentConfig,
-    work: Path,
-) -> Iterator[Candidate]:
-    """What the teacher writes, round by round, until `tries` candidates for each wanted one."""
-    hands = choose_shots(train, config.shots, config.seed)
-    asked = number = 0
-    while asked < wanted * config.tries:
-        requests = [next(hands) for _ in range(config.round)]
-        sampling = Sampling(config.temperature, config.top_p, config.seed + number)
-        for shots, reply in zip(
-            requests, _replies(task, teacher, requests, sampling, work / f"{number:04}.json"),
-            strict=True,
-        ):  # fmt: skip
-            source = {
-                "teacher": teacher.name,
-                "shots": [shot.id for shot in shots],
-                "request": digest_json([[s.input, s.output] for s in shots])[:16],
-                "seed": sampling.seed,
-            }
-            for index, pair in enumerate(reply.pairs):
-                asked += 1
-                yield Candidate(pair, reply.text, {**source, "index": index})
-        number += 1
+def examples(dataset: Artifact, each: int = 3) -> dict[str, list[dict[str, Any]]]:
+    """For each filter that removed something, the first few rows that it removed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in read_rows(dataset.file(REJECTED_FILE)):
+        found.setdefault(row["reason"], []).append(row)
+    return {name: found[name][:each] for name in FILTERS if name in found}
 
 
-def _replies(
-    task: Task,
-    teacher: Teacher,
-    requests: Sequence[Sequence[Item]],
-    sampling: Sampling,
-    saved: Path,
-) -> list[Reply]:
-    """The replies of one round, from the interrupted run before us where it got them."""
-    if saved.is_file():
-        rows: list[dict[str, Any]] = read_json(saved)
-        return [Reply(r["text"], [tuple(p) if p else None for p in r["pairs"]]) for r in rows]
-    replies = teacher.write(task, requests, sampling)
-    partial = saved.with_suffix(".partial")
-    write_json(partial, [asdict(reply) for reply in replies])
-    partial.rename(saved)
-    return replies
+def _check_consent(profile: Artifact, teacher: Teacher) -> None:
+    """Refuse a third-party teacher without the user's consent, or after its days are over."""
+    if not teacher.third_party:
+        return
+    consent, created = Consent(**profile.config["consent"]), profile.manifest.created
+    if not consent.third_party:
+        raise InputError(
+            f"{profile.path}: the user's consent does not allow a third-party teacher "
+            f"({teacher.name}); import the profile with --third-party once they agree"
+        )
+    ends = date.fromisoformat(created[:10]) + timedelta(days=consent.retention_days)
+    if consent.retention_days and ends < datetime.now(UTC).date():
+        raise InputError(
+            f"{profile.path}: the user's consent, for {consent.retention_days} days from "
+            f"{created[:10]}, is over; import the profile again once they agree"
+        )
 
 
-def _filters(user: Profile, train: list[Item], valid: list[Item]) -> Filters:
+def _scrubber(
+    task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher,
+    judge: Teacher | None,
+) -> Scrubber | None:  # fmt: skip
+    """What takes personal data out of the items, None where they are shown as they are."""
+    asked = [each for each in (teacher, judge) if each]
+    if not config.per_real or not any(_is_scrubbed(config, each) for each in asked):
+        return None
+    from cloud.privacy import Scrubber
+
+    texts = [task.prompt, *task.labels]
+    return Scrubber([*texts, *(text for item in train for text in (item.input, item.output))])
+
+
+def _is_scrubbed(config: AugmentConfig, teacher: Teacher) -> bool:
+    return config.scrub == "on" or (config.scrub == "auto" and teacher.is_remote)
+
+
+def _behind(scrubber: Scrubber | None, config: AugmentConfig, teacher: Teacher) -> Teacher:
+    """The teacher, seeing placeholders where it may not see personal data."""
+    if scrubber is None or not _is_scrubbed(config, teacher):
+        return teacher
+    from cloud.privacy import Scrubbed
+
+    return Scrubbed(teacher, scrubber)
+
+
+def _filters(
+    user: Profile, train: list[Item], valid: list[Item], scrubber: Scrubber | None
+) -> Filters:
     inputs = [*(item.input for item in valid), *(q.input for q in user.questions)]
     outputs = [*(item.output for item in valid), *(q.output for q in user.questions if q.output)]
-    return Filters(user.task, train, inputs, outputs)
+    is_personal = scrubber.is_foreign if scrubber else nothing_personal
+    return Filters(user.task, train, inputs, outputs, is_personal)
+
+
+def _accounts(answers: Answers, calls: Calls) -> dict[str, dict[str, Any]]:
+    """What each teacher was asked, wrote and cost, by its name; earlier, cut off runs included."""
+    return {
+        name: {**asdict(spent), "cost": calls.cost(spent.prompt_tokens, spent.completion_tokens)}
+        for name, spent in answers.spent.items()
+    }
 
 
 def _row(task: Task, text: str, output: str) -> dict[str, Any]:
@@ -225,10 +248,4 @@ def _real_row(task: Task, item: Item) -> dict[str, Any]:
 
 
 def _synthetic_row(task: Task, candidate: Candidate) -> dict[str, Any]:
-    assert candidate.pair is not None  # only parsed candidates are kept
     return {**_row(task, *candidate.pair), "origin": "synthetic", "source": candidate.source}
-
-
-def _rejected_row(candidate: Candidate, reason: str) -> dict[str, Any]:
-    text = candidate.text if candidate.pair is None else None
-    return {"reason": reason, "pair": candidate.pair, "text": text, "source": candidate.source}

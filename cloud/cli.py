@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cloud.augment import AugmentConfig
+from cloud.augment import SCRUBBING, AugmentConfig
 from cloud.profiles import Consent
 from cloud.tasks import KINDS
+from cloud.teachers import Calls
 from cloud.train import TrainConfig
 from protos.artifacts import MANIFEST, Artifact, open_artifact
 from protos.errors import InputError, PocketuneError
@@ -25,6 +26,7 @@ from protos.progress import shown
 
 if TYPE_CHECKING:
     from cloud.profiles import Profile
+    from cloud.teachers import Teacher
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 C = TypeVar("C")
@@ -74,11 +76,29 @@ augment_options = options(
     click.option("--teacher", default="pocket", show_default=True,
                  help="pocket, hf:<dir or id>, or openai:<base-url>#<model>."),
     _number("per_real", AugmentConfig, "Synthetic items wanted for each real one."),
+    _number("real_share", AugmentConfig, "Least share of real items in the mix."),
+    _number("strategies", AugmentConfig,
+            "What is asked for, with shares: new, paraphrase, label; such as new=2,label=1."),
     _number("shots", AugmentConfig, "Items shown in one request."),
+    _number("max_chars", AugmentConfig, "Characters shown in one request."),
     _number("temperature", AugmentConfig, "Sampling temperature."),
     _number("top_p", AugmentConfig, "Nucleus of the sampling."),
+    _number("votes", AugmentConfig, "Votes of the teacher on a label; 0 leaves them out."),
+    click.option("--judge", help="Another teacher, a chat model, that marks what was written."),
+    _number("judge_least", AugmentConfig, "Least mark of the judge, 1 to 5."),
+    _number("pool", AugmentConfig, "Candidates to choose from, for each one wanted."),
     _number("tries", AugmentConfig, "Candidates asked for at most, for each one wanted."),
     _number("round", AugmentConfig, "Requests sent at a time."),
+    click.option("--scrub", type=click.Choice(SCRUBBING), default=AugmentConfig.scrub,
+                 show_default=True, help="Take personal data out of what teachers see; auto: of "
+                 "what openai: ones see."),
+    _number("concurrency", Calls, "Calls of an openai: teacher at the same time."),
+    _number("timeout_s", Calls, "Seconds that one call may take."),
+    _number("retries", Calls, "Tries again of a call that failed for a passing reason."),
+    _number("requests_per_minute", Calls, "Calls a minute at most; 0: no limit."),
+    _number("tokens_per_minute", Calls, "Tokens a minute at most; 0: no limit."),
+    _number("price_in", Calls, "Price of a million tokens sent, for the accounts."),
+    _number("price_out", Calls, "Price of a million tokens written, for the accounts."),
 )  # fmt: skip
 
 train_options = options(
@@ -128,11 +148,13 @@ def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None
 @click.option("--profile", "source", required=True, type=DIRECTORY, help="A Profile.")
 @click.option("--out", required=True, type=DIRECTORY, help="Where the Dataset goes.")
 @augment_options
+@click.option("--dry-run", is_flag=True, help="Only print what the teacher would be sent first.")
+@click.option("--explain", is_flag=True, help="Show examples of what each filter removed.")
 @seed_option
 @threads_option
 @json_option
 def augment_command(
-    source: Path, out: Path, teacher: str, threads: int, as_json: bool, **given: Any
+    source: Path, out: Path, threads: int, dry_run: bool, explain: bool, as_json: bool, **given: Any
 ) -> None:
     """Widen a user's items with synthetic ones that a teacher writes.
 
@@ -140,17 +162,60 @@ def augment_command(
     Examples:
       pocketune augment --profile work/profile --teacher pocket --out work/dataset
       pocketune augment --profile work/profile --out work/dataset \\
-          --teacher "openai:http://localhost:8000/v1#my-model"
+          --teacher "openai:http://localhost:8000/v1#my-model" --dry-run
     """
-    from cloud.augment import augment
-    from cloud.teachers import open_teacher
+    import cloud.augment as stage
 
     started = time.monotonic()
-    opened = open_artifact(source, "Profile")
+    opened, config = open_artifact(source, "Profile"), pick(AugmentConfig, given)
+    teachers = open_teachers(threads, **given)
+    if dry_run:
+        for sent in stage.dry_run(opened, teachers.writer, config):
+            click.echo(json.dumps(sent, ensure_ascii=False))
+        return
     with shown("augment") as progress:
-        config = pick(AugmentConfig, given)
-        made = augment(opened, open_teacher(teacher, threads), out, config, progress)
-    print_result(made, started, as_json)
+        made = stage.augment(
+            opened, teachers.writer, out, config, progress, teachers.judge, teachers.calls
+        )
+    removed = stage.examples(made) if explain else {}
+    print_result(made, started, as_json, {"removed": removed} if explain else {})
+    if not as_json:
+        click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
+
+
+class Teachers(NamedTuple):
+    """The teachers that `augment_options` name."""
+
+    writer: Teacher
+    judge: Teacher | None
+    calls: Calls
+
+
+def open_teachers(threads: int, *, teacher: str, judge: str | None, **given: Any) -> Teachers:
+    """Open them; local weights load at the first request.
+
+    Raises:
+        InputError: an option is malformed or names a model that is not there.
+    """
+    from cloud.teachers import open_teacher
+
+    calls = pick(Calls, given)
+    other = open_teacher(judge, threads, calls) if judge else None
+    return Teachers(open_teacher(teacher, threads, calls), other, calls)
+
+
+def _removed(reason: str, rows: list[dict[str, Any]]) -> str:
+    """What one filter removed, for people."""
+    lines = [f"{reason}\n"]
+    for row in rows:
+        parts = row["pair"] or [row["text"]]
+        lines += [f"    {' → '.join(_short(part) for part in parts)}\n"]
+    return "".join(lines)
+
+
+def _short(text: str, most: int = 100) -> str:
+    flat = " ".join(text.split()) or "(nothing)"
+    return flat if len(flat) <= most else f"{flat[: most - 1]}…"
 
 
 @click.command("train")
@@ -342,7 +407,9 @@ def pick(config: type[C], given: dict[str, Any]) -> C:
     return config(**{name: value for name, value in given.items() if name in names})
 
 
-def print_result(artifact: Artifact, started: float, as_json: bool) -> None:
+def print_result(
+    artifact: Artifact, started: float, as_json: bool, more: dict[str, Any] | None = None
+) -> None:
     """What a command made: for people a line, for scripts an object."""
     seconds = round(time.monotonic() - started, 2)
     if as_json:
@@ -361,4 +428,5 @@ def _described(artifact: Artifact) -> dict[str, Any]:
         "id": manifest.id,
         "size_bytes": manifest.size_bytes,
         **manifest.measured,
+        **(more or {}),
     }

@@ -1,27 +1,35 @@
 """What a synthetic item must pass, cheapest check first; each rejection has one named reason.
 
 In: candidates, one after the other. Out: the name of the first filter that rejects one, or None.
-They compare with the user's real items, with those already kept, and with the held-out ones.
+They compare with the user's real items, with those already kept, and with the held-out ones. What
+needs a teacher's opinion is in `cloud/votes.py`, the choice among what passed in
+`cloud/selection.py`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cloud.likeness import Manner, Words, any_close, language, style, words
 from cloud.profiles import Item
 from cloud.prompts import Pair
 from cloud.tasks import Task
 
-NEAR_DUPLICATE = 0.7
-"""ROUGE-L F at which two texts count as the same; the value of Self-Instruct (arXiv 2212.10560)."""
+FILTERS = (
+    "unparsed", "label", "schema", "duplicate", "near-duplicate", "length", "leakage",
+    "personal-data", "language", "style", "inconsistent", "judge", "surplus",
+)  # fmt: skip
+"""All reasons, in the order in which they are looked for."""
 LENGTH_SLACK = 2.0
 """A text may be this many times longer than the user's longest, or shorter than their shortest."""
 _MIN_LEAK_WORDS = 4
-_CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
-Words = tuple[str, ...]
+_MIN_NEAR_WORDS = 8
+
+
+def nothing_personal(text: str) -> bool:
+    """The check for personal data where nothing is scrubbed."""
+    return False
 
 
 @dataclass
@@ -29,51 +37,70 @@ class Filters:
     """The filters for one user, and what they have let through so far.
 
     task: for labels. real: the items that training may see. held_out_inputs, held_out_outputs:
-    texts that must not come back out of the teacher.
+    texts that must not come back out of the teacher. is_personal: whether a text holds personal
+    data that is not the user's own.
     """
 
     task: Task
     real: list[Item]
     held_out_inputs: list[str]
     held_out_outputs: list[str]
+    is_personal: Callable[[str], bool] = nothing_personal
     _seen: set[Pair] = field(default_factory=set[Pair], init=False)
     _inputs: list[Words] = field(default_factory=list[Words], init=False)
 
     def __post_init__(self) -> None:
         for item in self.real:
-            self._remember((item.input, item.output))
+            self._seen.add(_normal((item.input, item.output)))
+            self._inputs.append(words(item.input))
+        is_free = self.task.kind == "generation"
         self._held_inputs = [words(text) for text in self.held_out_inputs]
-        free_text = self.held_out_outputs if self.task.kind == "generation" else []
-        long = [words(text) for text in free_text]
-        self._held_outputs = {key for key in long if len(key) >= _MIN_LEAK_WORDS}
+        self._held_outputs = [words(text) for text in self.held_out_outputs if is_free]
+        self._style = Manner([item.output for item in self.real], style) if is_free else None
+        texts = [f"{item.input} {item.output}" for item in self.real]
+        self._languages = {language(text) for text in [*texts, " ".join(texts)]} - {""}
         self._checks: tuple[tuple[str, Callable[[Pair], bool]], ...] = (
             ("label", self._wrong_label),
+            ("schema", self._wrong_form),
             ("duplicate", self._duplicate),
             ("near-duplicate", self._near_duplicate),
             ("length", self._wrong_length),
             ("leakage", self._leaks),
+            ("personal-data", self._personal),
+            ("language", self._wrong_language),
+            ("style", self._wrong_style),
         )
 
     def rejects(self, pair: Pair) -> str | None:
-        """The name of the first filter that rejects `pair`; None keeps it and remembers it."""
-        for name, wrong in self._checks:
-            if wrong(pair):
-                return name
-        self._remember(pair)
+        """The name of the first filter that rejects `pair`, None if all let it through."""
+        return next((name for name, wrong in self._checks if wrong(pair)), None)
+
+    def keep(self, pair: Pair) -> str | None:
+        """Count a pair as kept from now on, unless it is too near to one kept since it passed."""
+        if self._near_duplicate(pair):
+            return "near-duplicate"
+        self._inputs.append(words(pair[0]))
         return None
 
-    def _remember(self, pair: Pair) -> None:
-        self._seen.add(_normal(pair))
-        self._inputs.append(words(pair[0]))
+    def closeness(self, pair: Pair) -> float:
+        """How near a pair's free text is to the user's style, 0 to 1; 1 for a label."""
+        return self._style.of(pair[1]) if self._style else 1.0
 
     def _wrong_label(self, pair: Pair) -> bool:
         return bool(self.task.labels) and pair[1] not in self.task.labels
 
+    def _wrong_form(self, pair: Pair) -> bool:
+        start, whole = (" ".join(text.split()) for text in pair)
+        return self.task.is_beginning and not (whole.startswith(start) and len(whole) > len(start))
+
     def _duplicate(self, pair: Pair) -> bool:
-        return _normal(pair) in self._seen
+        key = _normal(pair)
+        known = key in self._seen
+        self._seen.add(key)
+        return known
 
     def _near_duplicate(self, pair: Pair) -> bool:
-        return _any_close(words(pair[0]), self._inputs)
+        return any_close(words(pair[0]), self._inputs)
 
     def _wrong_length(self, pair: Pair) -> bool:
         if _outside(pair[0], [item.input for item in self.real]):
@@ -82,23 +109,30 @@ class Filters:
         return free_text and _outside(pair[1], [item.output for item in self.real])
 
     def _leaks(self, pair: Pair) -> bool:
-        return words(pair[1]) in self._held_outputs or _any_close(words(pair[0]), self._held_inputs)
+        given, output = words(pair[0]), words(pair[1])
+        if any_close(given, self._held_inputs):
+            return True
+        long = [held for held in self._held_outputs if len(held) >= _MIN_NEAR_WORDS]
+        return (
+            any_close(output, long)
+            or any(_holds(given, held) or _holds(output, held) for held in self._held_outputs)
+            or any(_holds(held, output) for held in self._held_inputs)
+        )
+
+    def _personal(self, pair: Pair) -> bool:
+        return any(self.is_personal(text) for text in pair)
+
+    def _wrong_language(self, pair: Pair) -> bool:
+        found = language(" ".join(pair))
+        return bool(self._languages and found) and found not in self._languages
+
+    def _wrong_style(self, pair: Pair) -> bool:
+        return self._style is not None and self._style.of(pair[1]) < self._style.floor
 
 
-def words(text: str) -> Words:
-    """Lower-cased words of any script; Chinese, Japanese and Korean characters one by one."""
-    return tuple(_WORD.findall(text.lower()))
-
-
-def rouge_l(a: Words, b: Words) -> float:
-    """ROUGE-L F1 of two word sequences (Lin 2004): 2·LCS / (len(a) + len(b))."""
-    from rapidfuzz.distance import LCSseq
-
-    return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a and b else float(a == b)
-
-
-def _any_close(candidate: Words, others: Iterable[Words]) -> bool:
-    return any(rouge_l(candidate, other) >= NEAR_DUPLICATE for other in others)
+def _holds(whole: Words, part: Words) -> bool:
+    """Whether a text of a few words or more stands word for word within another."""
+    return len(part) >= _MIN_LEAK_WORDS and f" {' '.join(part)} " in f" {' '.join(whole)} "
 
 
 def _normal(pair: Pair) -> Pair:

@@ -20,9 +20,9 @@ _RESAMPLES = 2000
 def item_scores(task: Task, predictions: Sequence[str], golds: Sequence[str]) -> list[float]:
     """One score an item, higher is better: 0/1 accuracy, minus absolute error, or ROUGE-L F1."""
     pairs = list(zip(predictions, golds, strict=True))
-    if task.kind == "classification":
+    if task.answer_kind == "classification":
         return [float(said.strip() == gold.strip()) for said, gold in pairs]
-    if task.kind == "rating":
+    if task.answer_kind == "rating":
         return [-_error(task, said, gold) for said, gold in pairs]
     return [_rouge(said, gold)["rougeL"] for said, gold in pairs]
 
@@ -30,7 +30,7 @@ def item_scores(task: Task, predictions: Sequence[str], golds: Sequence[str]) ->
 def score_name(task: Task) -> str:
     """What `item_scores` holds, for people."""
     names = {"classification": "accuracy", "rating": "minus MAE", "generation": "ROUGE-L"}
-    return names[task.kind]
+    return names[task.answer_kind]
 
 
 def measures(task: Task, predictions: Sequence[str], golds: Sequence[str]) -> dict[str, float]:
@@ -41,10 +41,10 @@ def measures(task: Task, predictions: Sequence[str], golds: Sequence[str]) -> di
     Generation: mean F1 of ROUGE-1 and ROUGE-L without stemming.
     """
     pairs = list(zip(predictions, golds, strict=True))
-    if task.kind == "classification":
+    if task.answer_kind == "classification":
         hits = item_scores(task, predictions, golds)
         return {"accuracy": _mean(hits), "f1": _macro_f1(task, pairs)}
-    if task.kind == "rating":
+    if task.answer_kind == "rating":
         errors = [_error(task, said, gold) for said, gold in pairs]
         return {"mae": _mean(errors), "rmse": math.sqrt(_mean([e * e for e in errors]))}
     scores = [_rouge(said, gold) for said, gold in pairs]
@@ -72,7 +72,7 @@ def _error(task: Task, said: str, gold: str) -> float:
         found = float(said)
     except ValueError:
         found = math.nan
-    if math.isnan(found):
+    if not math.isfinite(found):
         found = max((float(label) for label in task.labels), key=lambda label: abs(label - wanted))
     return abs(found - wanted)
 
@@ -80,7 +80,7 @@ def _error(task: Task, said: str, gold: str) -> float:
 def _macro_f1(task: Task, pairs: Sequence[tuple[str, str]]) -> float:
     stripped = [(said.strip(), gold.strip()) for said, gold in pairs]
     scores: list[float] = []
-    for label in task.labels:
+    for label in task.answer_labels:
         hit = sum(said == gold == label for said, gold in stripped)
         said_it = sum(said == label for said, _ in stripped)
         gold_it = sum(gold == label for _, gold in stripped)

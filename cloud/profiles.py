@@ -80,6 +80,8 @@ class ItemError(Exception):
 def write_profile(profile: Profile, out: Path) -> Artifact:
     """Check the profile as a whole and write it; an unchanged one is left as it is.
 
+    Items go by date; those of one day stay in their order, those without a date count as oldest.
+
     Raises:
         InputError: fewer than two items.
     """
@@ -103,7 +105,8 @@ def write_profile(profile: Profile, out: Path) -> Artifact:
     with create(out, "Profile", {}, config) as draft:
         for name, text in contents.items():
             (draft.path / name).write_text(text, encoding="utf-8")
-        draft.measured.update(items=len(items), questions=len(profile.questions))
+        undated = sum(not item.date for item in items)
+        draft.measured.update(items=len(items), undated=undated, questions=len(profile.questions))
     return open_artifact(out, "Profile")
 
 

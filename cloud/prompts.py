@@ -1,8 +1,8 @@
 """What a teacher is asked, and how strictly its answer is read.
 
 Two forms, one for each kind of language model. A *continuation* shows the user's items as blocks
-and lets the model write the next one; it suits base models. A *chat* asks an instruction-tuned
-model for new items as JSON lines. What does not parse is None: it is counted, never repaired.
+and lets the model go on; it suits base models. A *chat* asks an instruction-tuned model. What does
+not parse is None: it is counted, never repaired.
 """
 
 from __future__ import annotations
@@ -10,70 +10,167 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from cloud.profiles import Item
 from cloud.tasks import Task
+from protos.errors import InputError
 
 Pair = tuple[str, str]
 """A new input and its output."""
 Message = dict[str, str]
+Strategy = Literal["new", "paraphrase", "label"]
+STRATEGIES: tuple[Strategy, ...] = ("new", "paraphrase", "label")
+JUDGED = ("1", "2", "3", "4", "5")
 
 
-def continuation_prompt(task: Task, shots: Sequence[Item]) -> str:
-    """The items as blocks, and the beginning of the next block."""
-    blocks = "".join(task.shot(shot.input, shot.output) for shot in shots)
+@dataclass(frozen=True)
+class Ask:
+    """One thing that a teacher is asked, with some of the user's items to go by.
+
+    kind: `new`: new inputs with their outputs. `paraphrase`: another input for the same output.
+        `label`: new inputs whose output is a given label. `vote`: which label this user would
+        give. `judge`: how likely the output is this user's, 1 to 5.
+    text: the input that is to be rewritten, labelled or judged. output: the one that stays, that
+        is wanted, or that is judged. count: items wanted back. seed: of the sampling.
+    """
+
+    kind: Strategy | Literal["vote", "judge"]
+    shots: tuple[Item, ...]
+    text: str = ""
+    output: str = ""
+    count: int = 1
+    seed: int = 0
+
+
+def continuation(task: Task, ask: Ask) -> str:
+    """The items as blocks, and the beginning of the next block.
+
+    Where the output is given, all blocks are turned round, so that the input is what is missing.
+
+    Raises:
+        InputError: a judge must be a chat model.
+    """
+    if ask.kind == "judge":
+        raise InputError("a judge has to be a chat model: this one has no chat template")
+    if ask.kind in ("paraphrase", "label"):
+        blocks = "".join(task.turned_shot(shot.input, shot.output) for shot in ask.shots)
+        return f"{blocks}{task.output_name}: {_line(ask.output)}\n{task.input_name}:"
+    blocks = "".join(task.shot(shot.input, shot.output) for shot in ask.shots)
+    if ask.kind == "vote":
+        return f"{blocks}{task.input_name}: {_line(ask.text)}\n{task.output_name}:"
     return f"{blocks}{task.input_name}:"
 
 
-def parse_continuation(task: Task, text: str) -> list[Pair | None]:
-    """The one block that continues `continuation_prompt`, complete with the blank line after it."""
-    pattern = rf" ([^\n]+)\n{re.escape(task.output_name)}: ([^\n]+)\n\n"
-    match = re.match(pattern, text)
-    if match is None or f"{task.output_name}: " in match[1]:
+def read_continuation(task: Task, ask: Ask, text: str) -> list[Pair | None]:
+    """The one block that continues `continuation`, complete with the line end after it."""
+    if ask.kind == "new":
+        match = re.match(rf" ([^\n]+)\n{re.escape(task.output_name)}: ([^\n]+)\n\n", text)
+        if match is None or f"{task.output_name}: " in match[1]:
+            return [None]
+        return [(match[1].strip(), match[2].strip())]
+    match = re.match(r" ([^\n]+)\n", text)
+    if match is None or not match[1].strip():
         return [None]
-    return [(match[1].strip(), match[2].strip())]
+    said = match[1].strip()
+    return [(ask.text, said) if ask.kind == "vote" else (said, ask.output)]
 
 
-def chat_prompt(task: Task, shots: Sequence[Item], count: int) -> list[Message]:
-    """Messages that ask for `count` new items in the user's own manner."""
-    examples = "\n".join(
-        json.dumps({"input": shot.input, "output": shot.output}, ensure_ascii=False)
-        for shot in shots
+def chat(task: Task, ask: Ask) -> list[Message]:
+    """Messages for an instruction-tuned model."""
+    role = {
+        "vote": "You foresee the choices of one person, who is known to you by examples only.",
+        "judge": "You judge whether something was written by one person, who is known to you by "
+        "examples only.",
+    }.get(
+        ask.kind,
+        "You write new examples in exactly the manner of one person, who is known to you by "
+        "examples only: same topics and length, same choices, wording and habits.",
     )
-    labels = f" The output is one of: {', '.join(task.labels)}." if task.labels else ""
+    about = f" They are {task.about}." if task.about else ""
+    examples = "\n".join(_json(input=shot.input, output=shot.output) for shot in ask.shots)
+    head = (
+        "Each example is a JSON object with the input and this person's output for the "
+        f"instruction: {task.query('<input>')}{about}\n\n{examples}\n\n"
+    )
     return [
-        {
-            "role": "system",
-            "content": "You write new examples in exactly the manner of one person, who is known "
-            "to you by examples only: same topics and length, same choices, wording and habits.",
-        },
-        {
-            "role": "user",
-            "content": f"Each example is a JSON object with the input and this person's output for "
-            f"the instruction: {task.query('<input>')}\n\n{examples}\n\nWrite {count} new "
-            f"examples with new inputs, in the same language.{labels} Answer with {count} lines, "
-            'each a JSON object with the keys "input" and "output", and nothing else.',
-        },
+        {"role": "system", "content": role},
+        {"role": "user", "content": head + _wish(task, ask)},
     ]
 
 
-def parse_chat(text: str) -> list[Pair | None]:
-    """The JSON lines of an answer to `chat_prompt`; a code fence around them is no content."""
+def _wish(task: Task, ask: Ask) -> str:
+    lines = (
+        f"Answer with {ask.count} lines, each a JSON object with the keys "
+        '"input" and "output", and nothing else.'
+    )
+    if ask.kind == "new":
+        labels = f" The output is one of: {', '.join(task.labels)}." if task.labels else ""
+        return (
+            f"Write {ask.count} new examples with new inputs, in the same language.{labels} {lines}"
+        )
+    if ask.kind == "label":
+        return (
+            f"Write {ask.count} new examples with new inputs, in the same language, for which this "
+            f"person's output is exactly: {ask.output}\n{lines}"
+        )
+    if ask.kind == "paraphrase":
+        return (
+            "Write another input, in other words but in the same language, for which this person's "
+            f"output stays the same: {_json(input=ask.text, output=ask.output)}\n"
+            'Answer with one line, a JSON object with the key "input", and nothing else.'
+        )
+    if ask.kind == "vote":
+        return (
+            f"What is this person's output for {_json(input=ask.text)}?\n"
+            f"Answer with one of: {', '.join(task.labels)}; and nothing else."
+        )
+    return (
+        "From 1 (impossible) to 5 (certain), how likely is it that this is sound and by the same "
+        f"person: {_json(input=ask.text, output=ask.output)}\n"
+        "Answer with the number and nothing else."
+    )
+
+
+def read_chat(task: Task, ask: Ask, text: str) -> list[Pair | None]:
+    """The answer to `chat`: JSON lines (a code fence around them is no content), or one word."""
+    if ask.kind in ("vote", "judge"):
+        allowed: Sequence[str] = JUDGED if ask.kind == "judge" else task.labels
+        said = text.strip()
+        return [(ask.text, said) if said in allowed else None]
     lines = [line.strip() for line in text.strip().splitlines()]
     lines = [line for line in lines if line and not line.startswith("```")]
-    return [_parse_line(line) for line in lines] or [None]
+    return [_parse_line(line, ask) for line in lines] or [None]
 
 
-def _parse_line(line: str) -> Pair | None:
+def _parse_line(line: str, ask: Ask) -> Pair | None:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         return None
-    if not isinstance(row, dict) or set(row) != {"input", "output"}:
+    keys = {"input"} if ask.kind == "paraphrase" else {"input", "output"}
+    if not isinstance(row, dict) or set(row) != keys:
         return None
-    given, output = row["input"], row["output"]
-    if isinstance(output, int):
+    given, output = row["input"], row.get("output", ask.output)
+    if isinstance(output, int) and not isinstance(output, bool):
         output = str(output)
     if not isinstance(given, str) or not isinstance(output, str):
         return None
-    return (given.strip(), output.strip()) if given.strip() and output.strip() else None
+    if ask.kind == "label" and output.strip() != ask.output:
+        return None
+    pair = given.replace("\0", "").strip(), output.replace("\0", "").strip()
+    return pair if all(pair) and _is_unicode(pair) else None
+
+
+def _is_unicode(pair: Pair) -> bool:
+    """JSON can spell half a character (a lone surrogate), which no file can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for text in pair for letter in text)
+
+
+def _json(**row: str) -> str:
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

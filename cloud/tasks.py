@@ -1,7 +1,7 @@
 """The tasks a profile can be written for: what an item looks like, and how it is asked.
 
 In: nothing. Out: `TASKS`, one row per LaMP task, and `custom_task` for items of any other shape.
-The prompts of LaMP tasks are the benchmark's own, to the letter (see docs/tasks.md for the table).
+The prompts of LaMP tasks are the benchmark's own, to the letter (docs/tables.md shows them).
 Adding a task is adding a row here.
 """
 
@@ -37,7 +37,9 @@ class Task:
     input_field, output_field: the fields of a LaMP profile item. An empty `output_field` says that
         the item is one text, whose beginning becomes the input (LaMP_7).
     labels: the allowed outputs of a classification or rating task; empty for generation.
+    question_labels: the answers of its held-out questions where these are others (LaMP_1).
     input_name, output_name: how a few-shot prompt calls the two.
+    about: what the examples are, for a teacher.
     """
 
     name: str
@@ -49,6 +51,23 @@ class Task:
     input_name: str = "Input"
     output_name: str = "Output"
     question: str = ""
+    question_labels: tuple[str, ...] = ()
+    about: str = ""
+
+    @property
+    def is_beginning(self) -> bool:
+        """Whether the input is the beginning of the output, which is the whole text."""
+        return not self.output_field
+
+    @property
+    def answer_kind(self) -> Kind:
+        """Of what kind the answers to held-out questions are."""
+        return "classification" if self.question_labels else self.kind
+
+    @property
+    def answer_labels(self) -> tuple[str, ...]:
+        """The labels of these answers."""
+        return self.question_labels or self.labels
 
     def query(self, text: str) -> str:
         """The instruction for one input, as the phone's model is asked it."""
@@ -57,13 +76,22 @@ class Task:
     def question_input(self, query: str) -> str:
         """The part of a LaMP question that is not template, or the whole where it has none."""
         head, _, tail = (self.question or self.prompt).partition("{input}")
-        matches = query.startswith(head) and query.endswith(tail)
-        return query[len(head) : len(query) - len(tail)] if matches else query
+        if query.startswith(head) and query.endswith(tail):
+            return query[len(head) : len(query) - len(tail)]
+        start, bracket, name = head.rpartition("]")  # labels may come in another order
+        if bracket and query.startswith(start.partition("[")[0]) and bracket + name in query:
+            return query.split(bracket + name, 1)[1]
+        return query
 
     def shot(self, text: str, output: str) -> str:
         """One item as a block of a few-shot prompt; both parts on one line each."""
         one_line, answer = " ".join(text.split()), " ".join(output.split())
         return f"{self.input_name}: {one_line}\n{self.output_name}: {answer}\n\n"
+
+    def turned_shot(self, text: str, output: str) -> str:
+        """The same with the output first, for a model that is to find an input to it."""
+        one_line, answer = " ".join(text.split()), " ".join(output.split())
+        return f"{self.output_name}: {answer}\n{self.input_name}: {one_line}\n\n"
 
     def to_config(self) -> dict[str, Any]:
         """Everything that defines the task, as it stands in a manifest."""
@@ -77,12 +105,15 @@ class Task:
             "output_field": self.output_field,
             "input_name": self.input_name,
             "output_name": self.output_name,
+            "question_labels": list(self.question_labels),
+            "about": self.about,
         }
 
 
 def task_from_config(config: dict[str, Any]) -> Task:
     """The inverse of `Task.to_config`."""
-    values: dict[str, Any] = {**config, "labels": tuple(config["labels"])}
+    names = ("labels", "question_labels")
+    values: dict[str, Any] = {**config, **{name: tuple(config.get(name, ())) for name in names}}
     return Task(**values)
 
 
@@ -128,6 +159,8 @@ _ROWS = (
         output_field="title",
         input_name="Abstract",
         output_name="Title",
+        question_labels=("[1]", "[2]"),
+        about="abstracts of papers by one researcher, and the titles they gave to these",
     ),
     Task(
         name="LaMP_2",
@@ -140,6 +173,7 @@ _ROWS = (
         labels=MOVIE_TAGS,
         input_name="Description",
         output_name="Tag",
+        about="films, and the tag this person gives to each",
     ),
     Task(
         name="LaMP_2N",
@@ -152,6 +186,7 @@ _ROWS = (
         labels=NEWS_CATEGORIES,
         input_name="Article",
         output_name="Category",
+        about="news articles, and the category this journalist files each under",
     ),
     Task(
         name="LaMP_3",
@@ -163,6 +198,7 @@ _ROWS = (
         labels=STARS,
         input_name="Review",
         output_name="Score",
+        about="reviews, and the stars this person gives with each",
     ),
     Task(
         name="LaMP_4",
@@ -172,6 +208,7 @@ _ROWS = (
         output_field="title",
         input_name="Article",
         output_name="Headline",
+        about="news articles, and the headlines this journalist writes for them",
     ),
     Task(
         name="LaMP_5",
@@ -181,6 +218,7 @@ _ROWS = (
         output_field="title",
         input_name="Abstract",
         output_name="Title",
+        about="abstracts of papers, and the titles this researcher gives to them",
     ),
     Task(
         name="LaMP_6",
@@ -190,6 +228,7 @@ _ROWS = (
         output_field="title",
         input_name="Email",
         output_name="Subject",
+        about="e-mails, and the subjects this person writes for them",
     ),
     Task(
         name="LaMP_7",
@@ -201,6 +240,7 @@ _ROWS = (
         output_field="",
         input_name="Beginning",
         output_name="Tweet",
+        about="tweets by this person; the input is the first few words, the output the whole tweet",
     ),
 )
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}

@@ -54,7 +54,11 @@ def is_third_party(spec: str) -> bool:
 def augmenting(options: profiles_pb2.AugmentOptions) -> AugmentConfig:
     """How synthetic items are made."""
     defaults = _POCKET_AUGMENT if options.teacher in ("", POCKET) else {}
-    return AugmentConfig(**{**defaults, **_given(options, "teacher")})
+    values = {**defaults, **_given(options, "teacher")}
+    per_real = values.get("per_real", AugmentConfig.per_real)
+    # Who asks for more than the default share of real items allows gets what they ask for.
+    share = min(AugmentConfig.real_share, 1 / (1 + per_real))
+    return AugmentConfig(**values, real_share=share)
 
 
 def training(

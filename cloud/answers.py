@@ -1,0 +1,88 @@
+"""What teachers have answered in one run, stored as it arrives: no answer is paid for twice.
+
+In: requests. Out: replies, those of an interrupted run from its folder and only the rest from the
+teacher; and what they cost. A request is known by everything that decides its answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cloud.prompts import Ask
+from cloud.tasks import Task
+from cloud.teachers import Reply, Sampling, Teacher
+from protos.artifacts import digest_json, read_json, write_json
+
+
+@dataclass
+class Spent:
+    """What one teacher was asked and has written. uncounted: replies without token counts."""
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    uncounted: int = 0
+
+    def add(self, reply: Reply) -> None:
+        """Count one reply."""
+        self.calls += 1
+        self.prompt_tokens += reply.prompt_tokens or 0
+        self.completion_tokens += reply.completion_tokens or 0
+        self.uncounted += reply.prompt_tokens is None
+
+
+class Answers:
+    """The replies in one folder: a file for each that has just come, and one for each full round.
+
+    A file appears whole or not at all, so it can be copied at any moment.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, Reply] = {}
+        for path in sorted(folder.glob("*.json")):
+            rows: dict[str, dict[str, Any]] = read_json(path)
+            self._known |= {key: Reply(**row) for key, row in rows.items()}
+        self._rounds = len(list(folder.glob("round-*.json")))
+        self.spent: defaultdict[str, Spent] = defaultdict(Spent)
+
+    def of(
+        self, teacher: Teacher, task: Task, asks: Sequence[Ask], sampling: Sampling
+    ) -> list[Reply]:
+        """One reply for each request, in order.
+
+        Raises:
+            TeacherError: the teacher could not be reached or refused; what it did answer is stored.
+        """
+        keys = [request_key(teacher, task, ask, sampling) for ask in asks]
+        new = [index for index, key in enumerate(keys) if key not in self._known]
+        singles: list[Path] = []
+        for index, reply in teacher.write(task, [asks[i] for i in new], sampling):
+            key = keys[new[index]]
+            self._known[key] = reply
+            singles.append(self._store(f"one-{key}", {key: reply}))
+        if singles:
+            self._store(f"round-{self._rounds:05}", {key: self._known[key] for key in keys})
+            self._rounds += 1
+        for path in singles:
+            path.unlink()
+        for key in keys:
+            self.spent[teacher.name].add(self._known[key])
+        return [self._known[key] for key in keys]
+
+    def _store(self, name: str, replies: dict[str, Reply]) -> Path:
+        path = self._folder / f"{name}.json"
+        partial = path.with_suffix(".partial")
+        write_json(partial, {key: asdict(reply) for key, reply in replies.items()})
+        partial.rename(path)
+        return path
+
+
+def request_key(teacher: Teacher, task: Task, ask: Ask, sampling: Sampling) -> str:
+    """A digest of what is sent, to whom, and with which seed."""
+    sent = teacher.prompt(task, ask)
+    return digest_json([teacher.name, sent, ask.seed, asdict(sampling)])[:32]

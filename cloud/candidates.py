@@ -1,0 +1,208 @@
+"""Candidates: what a teacher writes for one user, round by round, until enough of it has passed.
+
+In: the user's training items, filters, a teacher and perhaps a judge. Out: what passed every check,
+with a quality from 0 to 1, and what was rejected, with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from cloud import seeds, selection, votes
+from cloud.answers import Answers
+from cloud.filters import Filters
+from cloud.profiles import Item
+from cloud.prompts import Ask, Pair
+from cloud.selection import Quotas
+from cloud.tasks import Task
+from cloud.teachers import Sampling, Teacher
+from protos.artifacts import digest_json
+
+if TYPE_CHECKING:
+    from cloud.augment import AugmentConfig
+
+_LEAST_YIELD = 0.1
+_BEST_MARK = 5
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One pair that the teacher wrote. source: its provenance."""
+
+    pair: Pair
+    source: dict[str, Any]
+    quality: float = 1.0
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What was not taken. pair: None where it did not parse; then `text` is what there was."""
+
+    reason: str
+    pair: Pair | None
+    source: dict[str, Any]
+    text: str | None = None
+
+
+class Candidates:
+    """The candidates of one run. passed, rejected: so far, in the order in which they came.
+
+    not_shown: items that are too long to be shown to the teacher.
+    """
+
+    def __init__(
+        self, task: Task, train: Sequence[Item], config: AugmentConfig, filters: Filters,
+        answers: Answers, teacher: Teacher, judge: Teacher | None,
+    ) -> None:  # fmt: skip
+        self.passed: list[Candidate] = []
+        self.rejected: list[Rejected] = []
+        self.not_shown = 0
+        self._task, self._train, self._config = task, train, config
+        self._filters, self._answers = filters, answers
+        self._teacher, self._judge = teacher, judge
+        self._sampling = Sampling(config.temperature, config.top_p)
+        self._opinions = 0
+
+    def gather(self, wanted: Quotas) -> Iterator[float]:
+        """Ask until there is a pool of candidates for each label, or all tries are used up.
+
+        After each round comes how much of the pool is there, 0 to 1.
+
+        Raises:
+            InputError: no item can be shown. TeacherError: the teacher failed.
+        """
+        count = sum(wanted.values())
+        if not count:
+            return
+        pool = _pool(wanted, self._config)
+        config = self._config
+        shown = seeds.showable(self._train, config.max_chars)
+        self.not_shown = len(self._train) - len(shown)
+        self._hands = seeds.choose_shots(shown, config.shots, config.seed + 1, config.max_chars)
+        asks = _requests(self._task, self._train, config, self._teacher)
+        while missing := selection.missing(pool, [each.pair for each in self.passed]):
+            asked = len(self.passed) + len(self.rejected)
+            tries = count * config.tries - asked
+            if tries <= 0:
+                return
+            share = max(_LEAST_YIELD, len(self.passed) / asked) if asked else 1.0
+            size = _round_size(min(missing / share, tries), config, self._teacher)
+            self._round([next(asks) for _ in range(size)])
+            yield 1 - missing / sum(pool.values())
+        yield 1.0
+
+    def best(self, wanted: Quotas) -> list[Candidate]:
+        """The choice among those that passed; the rest becomes rejected as surplus."""
+        pairs = [each.pair for each in self.passed]
+        qualities = [each.quality for each in self.passed]
+        taken = set(selection.choose(wanted, pairs, qualities, self._train))
+        chosen = [each for index, each in enumerate(self.passed) if index in taken]
+        for index, each in enumerate(self.passed):
+            if index not in taken:
+                self._reject(each, "surplus")
+        return chosen
+
+    def _round(self, asks: Sequence[Ask]) -> None:
+        """Ask, and sort what comes into passed and rejected, cheapest check first."""
+        fresh: list[Candidate] = []
+        replies = self._answers.of(self._teacher, self._task, asks, self._sampling)
+        for ask, reply in zip(asks, replies, strict=True):
+            source = self._source(ask)
+            for index, pair in enumerate(self._teacher.read(self._task, ask, reply.text)):
+                place = {**source, "index": index}
+                if pair is None:
+                    self.rejected.append(Rejected("unparsed", None, place, reply.text))
+                else:
+                    fresh.append(Candidate(pair, place))
+        fresh = [each for each in fresh if not self._reject(each, self._filters.rejects(each.pair))]
+        for each in self._judged(self._consistent(fresh)):
+            if not self._reject(each, self._filters.keep(each.pair)):
+                self.passed.append(each)
+
+    def _consistent(self, fresh: list[Candidate]) -> list[Candidate]:
+        """Those whose label most votes of the teacher give, or all where there is no choice."""
+        if self._config.votes == 0 or len(self._task.labels) < 2 or not fresh:
+            return [self._scored(c, "style", self._filters.closeness(c.pair)) for c in fresh]
+        shares = votes.agreement(
+            self._task, [each.pair for each in fresh], self._config.votes, self._hands,
+            self._teacher, self._answers, self._sampling, self._seeds(),
+        )  # fmt: skip
+        scored = [self._scored(c, "votes", share) for c, share in zip(fresh, shares, strict=True)]
+        return [
+            c for c in scored if not self._reject(c, "inconsistent" if c.quality <= 0.5 else None)
+        ]
+
+    def _judged(self, fresh: list[Candidate]) -> list[Candidate]:
+        """Those that the judge, if there is one, gives a mark high enough."""
+        if self._judge is None or not fresh:
+            return fresh
+        marks = votes.marks(
+            self._task, [each.pair for each in fresh], self._hands, self._judge, self._answers,
+            self._sampling, self._seeds(),
+        )  # fmt: skip
+        scored = [
+            replace(self._scored(c, "judge", mark), quality=c.quality * mark / _BEST_MARK)
+            for c, mark in zip(fresh, marks, strict=True)
+        ]
+        least = self._config.judge_least
+        return [
+            c for c, mark in zip(scored, marks, strict=True)
+            if not self._reject(c, "judge" if mark < least else None)
+        ]  # fmt: skip
+
+    def _reject(self, candidate: Candidate, reason: str | None) -> bool:
+        if reason:
+            self.rejected.append(Rejected(reason, candidate.pair, candidate.source))
+        return reason is not None
+
+    def _scored(self, candidate: Candidate, name: str, score: float) -> Candidate:
+        scores = {**candidate.source.get("scores", {}), name: round(score, 4)}
+        return replace(candidate, source={**candidate.source, "scores": scores}, quality=score)
+
+    def _source(self, ask: Ask) -> dict[str, Any]:
+        sent = self._teacher.prompt(self._task, ask)
+        return {
+            "teacher": self._teacher.name,
+            "strategy": ask.kind,
+            "shots": [shot.id for shot in ask.shots],
+            "request": digest_json(sent)[:16],
+            "seed": ask.seed,
+        }
+
+    def _seeds(self) -> int:
+        """Where the seeds of the next opinions begin; no two rounds share one."""
+        self._opinions += 1
+        return self._config.seed + self._opinions * 1_000_000
+
+
+def first_round(
+    task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher, wanted: Quotas
+) -> list[Ask]:
+    """The requests that `gather` begins with."""
+    if not sum(wanted.values()):
+        return []
+    asks = _requests(task, train, config, teacher)
+    items = min(sum(_pool(wanted, config).values()), sum(wanted.values()) * config.tries)
+    return [next(asks) for _ in range(_round_size(items, config, teacher))]
+
+
+def _requests(
+    task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher
+) -> Iterator[Ask]:
+    shares = seeds.parse_strategies(config.strategies)
+    seeds.check_strategies(task, shares)
+    return seeds.requests(
+        task, train, shares, config.shots, config.max_chars, teacher.items_per_ask, config.seed
+    )
+
+
+def _pool(wanted: Quotas, config: AugmentConfig) -> Quotas:
+    return {label: math.ceil(count * config.pool) for label, count in wanted.items()}
+
+
+def _round_size(items: float, config: AugmentConfig, teacher: Teacher) -> int:
+    """Requests for about so many items; a paraphrase is one, whatever the teacher can."""
+    return max(1, min(config.round, math.ceil(items / teacher.items_per_ask)))

@@ -1,0 +1,180 @@
+"""Personal data is taken out of what leaves for a teacher, and put back into what returns.
+
+In: a teacher and one user's items. Out: the same teacher behind placeholders such as
+`<EMAIL_ADDRESS_1>`, each standing for the same value all through the run. Found are e-mail and web
+addresses, telephone, card, account and social security numbers, IP addresses and wallets, by
+Presidio's pattern recognizers; names of people and places are not, for they need a model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from cloud.profiles import Item
+from cloud.prompts import Ask, Message, Pair
+from cloud.tasks import Task
+from cloud.teachers import Reply, Sampling, Teacher
+from protos.errors import InputError
+
+_PLACEHOLDER = re.compile(r"<[A-Z]+(?:_[A-Z]+)*_\d+>")
+_LONG_NUMBER = r"(?<![0-9A-Za-z.])\+?\d(?:[ ().\-/]{0,2}\d){8,14}(?![0-9A-Za-z])"
+_HARMLESS = ("URL",)
+"""Taken out all the same, but no reason to reject what a teacher has invented."""
+_MIN_REPEATED = 6
+Found = list[tuple[int, int, str]]
+
+
+class Scrubber:
+    """Values and their placeholders, for one user. texts: all that may be sent, oldest first."""
+
+    def __init__(self, texts: Sequence[str], find: Callable[[str], Found] | None = None) -> None:
+        self._find = find or _finder()
+        self._placeholders: dict[str, str] = {}
+        self._values: dict[str, str] = {}
+        self._scrubbed: dict[str, str] = {}
+        for text in texts:
+            self.scrub(text)
+        self._scrubbed.clear()  # what a later text gave away is taken out of the earlier ones, too
+
+    def scrub(self, text: str) -> str:
+        """The text with placeholders."""
+        if text not in self._scrubbed:
+            made, end = list[str](), 0
+            for start, stop, kind in self._find(text):
+                made += [text[end:start], self._placeholder(text[start:stop], kind)]
+                end = stop
+            self._scrubbed[text] = self._known_replaced("".join([*made, text[end:]]))
+        return self._scrubbed[text]
+
+    def restore(self, text: str) -> str:
+        """The text with the values that the placeholders stand for; unknown ones stay."""
+        return _PLACEHOLDER.sub(lambda found: self._values.get(found[0], found[0]), text)
+
+    def is_foreign(self, text: str) -> bool:
+        """Whether a restored text holds personal data, or a placeholder, that is not the user's."""
+        found = ((text[start:stop], kind) for start, stop, kind in self._find(text))
+        return any(
+            value not in self._placeholders for value, kind in found if kind not in _HARMLESS
+        )
+
+    @property
+    def count(self) -> int:
+        """How many values were taken out."""
+        return len(self._values)
+
+    def _placeholder(self, value: str, kind: str) -> str:
+        if value not in self._placeholders:
+            self._placeholders[value] = name = f"<{kind}_{len(self._values) + 1}>"
+            self._values[name] = value
+        return self._placeholders[value]
+
+    def _known_replaced(self, text: str) -> str:
+        for value in sorted(self._placeholders, key=len, reverse=True):
+            if len(value) >= _MIN_REPEATED and not _PLACEHOLDER.fullmatch(value):
+                text = text.replace(value, self._placeholders[value])
+        return text
+
+
+@dataclass(frozen=True)
+class Scrubbed:
+    """A teacher that sees placeholders only."""
+
+    teacher: Teacher
+    scrubber: Scrubber
+
+    @property
+    def name(self) -> str:
+        return self.teacher.name
+
+    @property
+    def digest(self) -> str:
+        return self.teacher.digest
+
+    @property
+    def third_party(self) -> bool:
+        return self.teacher.third_party
+
+    @property
+    def is_remote(self) -> bool:
+        return self.teacher.is_remote
+
+    @property
+    def items_per_ask(self) -> int:
+        return self.teacher.items_per_ask
+
+    def prompt(self, task: Task, ask: Ask) -> str | list[Message]:
+        return self.teacher.prompt(*self._scrubbed(task, ask))
+
+    def write(
+        self, task: Task, asks: Sequence[Ask], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        scrubbed = [self._scrubbed(task, ask)[1] for ask in asks]
+        return self.teacher.write(self._task(task), scrubbed, sampling)
+
+    def read(self, task: Task, ask: Ask, text: str) -> list[Pair | None]:
+        restore = self.scrubber.restore
+        read = self.teacher.read(*self._scrubbed(task, ask), text)
+        return [(restore(pair[0]), restore(pair[1])) if pair else None for pair in read]
+
+    def _scrubbed(self, task: Task, ask: Ask) -> tuple[Task, Ask]:
+        scrub = self.scrubber.scrub
+        shots = tuple(
+            Item(shot.id, scrub(shot.input), scrub(shot.output), shot.date) for shot in ask.shots
+        )
+        made = replace(ask, shots=shots, text=scrub(ask.text), output=scrub(ask.output))
+        return self._task(task), made
+
+    def _task(self, task: Task) -> Task:
+        scrub = self.scrubber.scrub
+        return replace(task, prompt=scrub(task.prompt), labels=tuple(map(scrub, task.labels)))
+
+
+@cache
+def _finder() -> Callable[[str], Found]:
+    """Presidio's pattern recognizers on a blank spaCy pipeline: no model, no network.
+
+    Raises:
+        InputError: the extra `privacy` is not installed.
+    """
+    try:
+        import spacy
+        import tldextract
+        import tldextract.tldextract as domains
+        from presidio_analyzer import AnalyzerEngine, Pattern, PatternRecognizer, RecognizerRegistry
+        from presidio_analyzer import predefined_recognizers as known
+        from presidio_analyzer.nlp_engine import SpacyNlpEngine
+    except ImportError:
+        raise InputError(
+            "personal data is taken out of what a remote teacher is sent, which needs "
+            "pip install 'pocketune[privacy]'; --scrub off sends the items as they are"
+        ) from None
+    # It would fetch the list of top-level domains; the package has one.
+    domains.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=())
+    engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": "blank"}])
+    engine.nlp = {"en": spacy.blank("en")}
+    recognizers: list[Any] = [
+        known.EmailRecognizer(), known.PhoneRecognizer(), known.CreditCardRecognizer(),
+        known.IbanRecognizer(), known.IpRecognizer(), known.UrlRecognizer(),
+        known.UsSsnRecognizer(), known.CryptoRecognizer(),
+        PatternRecognizer("PHONE_NUMBER", patterns=[Pattern("long number", _LONG_NUMBER, 0.4)]),
+        PatternRecognizer("PLACEHOLDER", patterns=[Pattern("ours", _PLACEHOLDER.pattern, 1.0)]),
+    ]  # fmt: skip
+    registry = RecognizerRegistry(recognizers=recognizers, supported_languages=["en"])
+    analyzer = AnalyzerEngine(
+        registry=registry, nlp_engine=engine, supported_languages=["en"],
+        default_score_threshold=0.4,
+    )  # fmt: skip
+
+    def find(text: str) -> Found:
+        found = analyzer.analyze(text, "en")
+        taken: Found = []
+        for each in sorted(found, key=lambda r: (r.start, -r.end)):
+            if not taken or each.start >= taken[-1][1]:
+                taken.append((each.start, each.end, each.entity_type))
+        return taken
+
+    return find

@@ -1,0 +1,72 @@
+"""The choice among candidates that passed every filter: good ones, unlike each other.
+
+In: pairs with a quality each, and how many are wanted. Out: which to take. For a task with labels,
+each label gets the share that it has among the user's own items: their habits are what is learned.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from cloud.likeness import vector
+from cloud.profiles import Item
+from cloud.prompts import Pair
+from cloud.tasks import Task
+
+Quotas = dict[str, int]
+
+
+def quotas(task: Task, train: Sequence[Item], wanted: int) -> Quotas:
+    """How many are wanted of each label (largest remainders), or of "" for free text."""
+    if not task.labels:
+        return {"": wanted}
+    counts = Counter(item.output for item in train)
+    exact = {label: wanted * count / len(train) for label, count in counts.items()}
+    shares = {label: int(value) for label, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda label: exact[label] - shares[label], reverse=True)
+    for label in by_remainder[: wanted - sum(shares.values())]:
+        shares[label] += 1
+    return shares
+
+
+def missing(wanted: Quotas, pairs: Sequence[Pair]) -> int:
+    """How many more would fill the quotas."""
+    found = Counter(_label(wanted, pair) for pair in pairs)
+    return sum(max(0, count - found[label]) for label, count in wanted.items())
+
+
+def choose(
+    wanted: Quotas, pairs: Sequence[Pair], qualities: Sequence[float], real: Sequence[Item]
+) -> list[int]:
+    """Indices of the pairs to take, in increasing order.
+
+    Greedy, after maximal marginal relevance (Carbonell and Goldstein 1998): the next one is that
+    with the highest quality times distance to the nearest text taken so far, real ones included.
+    """
+    import numpy as np
+
+    if not pairs:
+        return []
+    vectors: Any = np.stack([vector(pair[0]) for pair in pairs])
+    known: Any = np.stack([vector(item.input) for item in real])
+    nearest: Any = (vectors @ known.T).max(axis=1)
+    open_places, taken = dict(wanted), list[int]()
+    while True:
+        free = [
+            index
+            for index, pair in enumerate(pairs)
+            if index not in taken and open_places.get(_label(wanted, pair), 0) > 0
+        ]
+        if not free:
+            return sorted(taken)
+        value = {i: round(qualities[i] * (1 - float(nearest[i])), 6) for i in free}
+        best = max(free, key=value.__getitem__)
+        taken.append(best)
+        open_places[_label(wanted, pairs[best])] -= 1
+        nearest = np.maximum(nearest, vectors @ vectors[best])
+
+
+def _label(wanted: Quotas, pair: Pair) -> str:
+    return "" if "" in wanted else pair[1]

@@ -1,0 +1,163 @@
+"""A causal language model on this machine as a teacher: the bundled one, or any of Hugging Face's.
+
+In: requests. Out: replies, sampled in batches of similar length with a KV cache. The same seeds
+give the same replies, also where an interrupted run asks for the rest only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from cloud.prompts import (
+    Ask,
+    Message,
+    Pair,
+    chat,
+    continuation,
+    read_chat,
+    read_continuation,
+)
+from cloud.tasks import Task
+from cloud.teachers import Reply, Sampling
+from protos.artifacts import digest_json
+from protos.base_model import BaseModel, load_model, load_tokenizer
+from protos.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+_BATCH = 32
+_ITEMS_PER_CHAT = 5
+_LABEL_ROOM = 8
+
+
+@dataclass
+class HuggingFaceTeacher:
+    """Its weights load at the first request, its tokenizer when it is needed."""
+
+    name: str
+    base: BaseModel
+    threads: int
+    third_party: bool = False
+    is_remote: bool = False
+    _model: PreTrainedModel | None = field(default=None, init=False, repr=False)
+    _tokenizer: PreTrainedTokenizerFast | None = field(default=None, init=False, repr=False)
+
+    @property
+    def digest(self) -> str:
+        return self.base.digest
+
+    @property
+    def items_per_ask(self) -> int:
+        return _ITEMS_PER_CHAT if self._chats else 1
+
+    def prompt(self, task: Task, ask: Ask) -> str | list[Message]:
+        return chat(task, ask) if self._chats else continuation(task, ask)
+
+    def read(self, task: Task, ask: Ask, text: str) -> list[Pair | None]:
+        return (read_chat if self._chats else read_continuation)(task, ask, text)
+
+    def write(
+        self, task: Task, asks: Sequence[Ask], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        rooms = [self._room(task, ask) for ask in asks]
+        prompts = [self._fit(task, ask, room) for ask, room in zip(asks, rooms, strict=True)]
+        by_length = sorted(range(len(asks)), key=lambda index: len(prompts[index]))
+        for start in range(0, len(asks), _BATCH):
+            batch = by_length[start : start + _BATCH]
+            chosen = [prompts[index] for index in batch]
+            seed = int(digest_json([[asks[i].seed for i in batch], chosen])[:12], 16)
+            replies = self._sample(chosen, max(rooms[i] for i in batch), sampling, seed)
+            yield from zip(batch, replies, strict=True)
+
+    @property
+    def _chats(self) -> bool:
+        return self._words.chat_template is not None
+
+    @property
+    def _words(self) -> PreTrainedTokenizerFast:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.base)
+        return self._tokenizer
+
+    def _room(self, task: Task, ask: Ask) -> int:
+        """Tokens to write in: items half as long again as the longest shown, or one label."""
+        if ask.kind in ("vote", "judge"):
+            labels = [f" {label}" for label in task.labels] or [" 5"]
+            return max(len(ids) for ids in self._words(labels)["input_ids"]) + _LABEL_ROOM
+        blocks = [task.shot(shot.input, shot.output) for shot in ask.shots]
+        lengths = [len(ids) for ids in self._words(blocks)["input_ids"]]
+        short = [length for length in lengths if length * 3 <= self.base.max_context]
+        return ask.count * (max(short or lengths) * 3 // 2 + 8)
+
+    def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
+        """The prompt's ids with as many of the shots, the last ones, as leave `room` to write."""
+        tails = [ask.shots[first:] for first in range(len(ask.shots))]
+        for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
+            ids = self._ids(task, replace(ask, shots=shots))
+            if len(ids) + room <= self.base.max_context:
+                return ids
+        longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
+        raise InputError(
+            f"an item of {longest:,} characters does not fit the teacher's context of "
+            f"{self.base.max_context} tokens; take a teacher with a longer context, or a lower "
+            "--max-chars, which leaves long items out of what is shown"
+        )
+
+    def _ids(self, task: Task, ask: Ask) -> list[int]:
+        if not self._chats:
+            return list(self._words(continuation(task, ask))["input_ids"])
+        text = self._words.apply_chat_template(
+            chat(task, ask), tokenize=False, add_generation_prompt=True
+        )
+        return list(self._words(str(text), add_special_tokens=False)["input_ids"])
+
+    def _sample(
+        self, prompts: Sequence[Sequence[int]], room: int, sampling: Sampling, seed: int
+    ) -> list[Reply]:
+        """Sampled continuations of prompts of similar length, in their order."""
+        import torch
+
+        model, tokenizer = self._weights(), self._words
+        longest = max(map(len, prompts))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
+        mask = [[int(k >= longest - len(ids)) for k in range(longest)] for ids in prompts]
+        stop = None if self._chats else ["\n\n"]
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(seed)
+            generate: Any = model.generate
+            output: Any = generate(
+                input_ids=torch.tensor(rows, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                max_new_tokens=room,
+                do_sample=True,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=0,
+                pad_token_id=pad,
+                stop_strings=stop,
+                tokenizer=tokenizer if stop else None,
+            )[:, longest:]
+        return [
+            Reply(
+                str(tokenizer.decode(row, skip_special_tokens=True)),
+                len(ids),
+                int((row != pad).sum()),
+            )
+            for ids, row in zip(prompts, output, strict=True)
+        ]
+
+    def _weights(self) -> PreTrainedModel:
+        if self._model is None:
+            import torch
+
+            from protos.base_model import compute_dtype
+
+            torch.set_num_threads(self.threads)
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            model: Any = load_model(self.base, compute_dtype())
+            self._model = model.to(device)
+        return cast("PreTrainedModel", self._model)

@@ -1,0 +1,158 @@
+"""A teacher behind any server that speaks OpenAI's chat completions.
+
+In: requests. Out: replies as they arrive, from as many calls at once as allowed, at the pace that
+is allowed. The client library retries what may pass (time-outs, 408, 409, 429, 5xx) with back-off.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlparse
+
+from cloud.prompts import Ask, Message, Pair, chat, read_chat
+from cloud.tasks import Task
+from cloud.teachers import Calls, Reply, Sampling
+from protos.artifacts import digest_json
+from protos.errors import TeacherError
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ITEMS_PER_ASK = 5
+_CHARS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class OpenAITeacher:
+    """A model by name, and how it may be called."""
+
+    base_url: str
+    model: str
+    api_key: str = field(repr=False)
+    calls: Calls = field(default_factory=Calls)
+    is_remote: bool = True
+    items_per_ask: int = _ITEMS_PER_ASK
+
+    @property
+    def name(self) -> str:
+        return f"openai:{self.base_url}#{self.model}"
+
+    @property
+    def digest(self) -> str:
+        return digest_json([self.base_url, self.model])
+
+    @property
+    def third_party(self) -> bool:
+        return urlparse(self.base_url).hostname not in _LOOPBACK
+
+    def prompt(self, task: Task, ask: Ask) -> list[Message]:
+        return chat(task, ask)
+
+    def read(self, task: Task, ask: Ask, text: str) -> list[Pair | None]:
+        return read_chat(task, ask, text)
+
+    def write(
+        self, task: Task, asks: Sequence[Ask], sampling: Sampling
+    ) -> Iterator[tuple[int, Reply]]:
+        """After a failure nothing new is sent; what is on its way is waited for and given out."""
+        if not asks:
+            return
+        import openai
+
+        pace = Pace(self.calls)
+        client = openai.OpenAI(
+            base_url=self.base_url,
+            api_key=self.api_key,
+            timeout=self.calls.timeout_s,
+            max_retries=self.calls.retries,
+            # the hook sees every request, those of retries included
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
+        )
+        failure: BaseException | None = None
+        with client, ThreadPoolExecutor(self.calls.concurrency) as pool:
+            started = {
+                pool.submit(self._call, client, pace, task, ask, sampling): index
+                for index, ask in enumerate(asks)
+            }
+            pending: set[Future[Reply]] = set(started)
+            try:
+                while pending:
+                    try:
+                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    except KeyboardInterrupt as interrupt:
+                        done, failure = set[Future[Reply]](), failure or interrupt
+                    for future in done:
+                        if error := future.exception():
+                            failure = failure or error
+                        else:
+                            yield started[future], future.result()
+                    if failure:
+                        pending = {future for future in pending if not future.cancel()}
+            finally:
+                for future in pending:
+                    future.cancel()
+        if isinstance(failure, openai.OpenAIError | ValueError):
+            reason = " ".join(str(failure).split())[:300]
+            raise TeacherError(f"{self.name}: {type(failure).__name__}: {reason}") from None
+        if failure:
+            raise failure
+
+    def _call(self, client: Any, pace: Pace, task: Task, ask: Ask, sampling: Sampling) -> Reply:
+        answer = client.chat.completions.create(
+            model=self.model,
+            messages=self.prompt(task, ask),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=ask.seed,
+        )
+        reply = _reply(answer)
+        pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
+        return reply
+
+
+def _reply(answer: Any) -> Reply:
+    """What a server sent; one that is no completion at all is a reply without words.
+
+    Raises:
+        ValueError: it is not even of the right form.
+    """
+    choices, usage = getattr(answer, "choices", None), getattr(answer, "usage", None)
+    if not isinstance(choices, list):
+        raise ValueError("the answer is no chat completion; is the address right (…/v1)?")
+    message: Any = choices[0].message if choices else None
+    text = message.content if message is not None and isinstance(message.content, str) else ""
+    if usage is None:
+        return Reply(text)
+    return Reply(text, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+
+
+class Pace:
+    """When the next request may leave: each takes its share of a minute, of requests and tokens.
+
+    A request's tokens are guessed from its size and corrected by what the server has counted.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._per_request = 60 / calls.requests_per_minute if calls.requests_per_minute else 0.0
+        self._per_token = 60 / calls.tokens_per_minute if calls.tokens_per_minute else 0.0
+        self._next = time.monotonic()
+        self._lock = threading.Lock()
+        self._guessed = threading.local()
+
+    def wait(self, request: Any) -> None:
+        """Hold a request back until it may leave."""
+        guess = len(request.content) // _CHARS_PER_TOKEN
+        self._guessed.tokens = getattr(self._guessed, "tokens", 0) + guess
+        with self._lock:
+            start = max(self._next, time.monotonic())
+            self._next = start + max(self._per_request, guess * self._per_token)
+        time.sleep(max(0.0, start - time.monotonic()))
+
+    def spent(self, tokens: int) -> None:
+        """Correct the guesses of this thread's last call, retries included."""
+        beyond, self._guessed.tokens = tokens - self._guessed.tokens, 0
+        with self._lock:
+            self._next += max(0, beyond) * self._per_token
