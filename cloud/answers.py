@@ -60,11 +60,11 @@ class Answers:
         """
         keys = [request_key(teacher, task, ask, sampling) for ask in asks]
         new = [index for index, key in enumerate(keys) if key not in self._known]
-        singles: list[Path] = []
         for index, reply in teacher.write(task, [asks[i] for i in new], sampling):
             key = keys[new[index]]
             self._known[key] = reply
-            singles.append(self._store(f"one-{key}", {key: reply}))
+            self._store(f"one-{key}", {key: reply})
+        singles = [path for path in self._folder.glob("one-*.json") if path.stem[4:] in keys]
         if singles:
             self._store(f"round-{self._rounds:05}", {key: self._known[key] for key in keys})
             self._rounds += 1

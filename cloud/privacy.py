@@ -31,8 +31,8 @@ Found = list[tuple[int, int, str]]
 class Scrubber:
     """Values and their placeholders, for one user. texts: all that may be sent, oldest first."""
 
-    def __init__(self, texts: Sequence[str], find: Callable[[str], Found] | None = None) -> None:
-        self._find = find or _finder()
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._find = _finder()
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
         self._scrubbed: dict[str, str] = {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,6 @@ class OpenAITeacher:
     def write(
         self, task: Task, asks: Sequence[Ask], sampling: Sampling
     ) -> Iterator[tuple[int, Reply]]:
-        """After a failure nothing new is sent; what is on its way is waited for and given out."""
         if not asks:
             return
         import openai
@@ -71,34 +70,16 @@ class OpenAITeacher:
             # the hook sees every request, those of retries included
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
         )
-        failure: BaseException | None = None
-        with client, ThreadPoolExecutor(self.calls.concurrency) as pool:
-            started = {
-                pool.submit(self._call, client, pace, task, ask, sampling): index
-                for index, ask in enumerate(asks)
-            }
-            pending: set[Future[Reply]] = set(started)
+        with client:
             try:
-                while pending:
-                    try:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    except KeyboardInterrupt as interrupt:
-                        done, failure = set[Future[Reply]](), failure or interrupt
-                    for future in done:
-                        if error := future.exception():
-                            failure = failure or error
-                        else:
-                            yield started[future], future.result()
-                    if failure:
-                        pending = {future for future in pending if not future.cancel()}
-            finally:
-                for future in pending:
-                    future.cancel()
-        if isinstance(failure, openai.OpenAIError | ValueError):
-            reason = " ".join(str(failure).split())[:300]
-            raise TeacherError(f"{self.name}: {type(failure).__name__}: {reason}") from None
-        if failure:
-            raise failure
+                yield from _as_they_come(
+                    lambda ask: self._call(client, pace, task, ask, sampling),
+                    asks,
+                    self.calls.concurrency,
+                )
+            except (openai.OpenAIError, ValueError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise TeacherError(f"{self.name}: {type(error).__name__}: {reason}") from None
 
     def _call(self, client: Any, pace: Pace, task: Task, ask: Ask, sampling: Sampling) -> Reply:
         answer = client.chat.completions.create(
@@ -111,6 +92,44 @@ class OpenAITeacher:
         reply = _reply(answer)
         pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
         return reply
+
+
+def _as_they_come(
+    call: Callable[[Ask], Reply], asks: Sequence[Ask], concurrency: int
+) -> Iterator[tuple[int, Reply]]:
+    """Replies with their indices. After a failure, or Ctrl-C, nothing new is sent; what is on its
+    way is paid for, so it is waited for and given out before the failure is raised.
+    """
+    stopped = threading.Event()
+    failure: BaseException | None = None
+
+    def unless_stopped(ask: Ask) -> Reply | None:
+        if stopped.is_set():
+            return None
+        try:
+            return call(ask)
+        except BaseException:
+            stopped.set()
+            raise
+
+    with ThreadPoolExecutor(concurrency) as pool:
+        started = {pool.submit(unless_stopped, ask): index for index, ask in enumerate(asks)}
+        pending: set[Future[Reply | None]] = set(started)
+        try:
+            while pending:
+                try:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                except KeyboardInterrupt as interrupt:
+                    stopped.set()
+                    done, failure = set[Future[Reply | None]](), failure or interrupt
+                for future in done:
+                    failure = failure or future.exception()
+                    if not future.exception() and (reply := future.result()):
+                        yield started[future], reply
+        finally:
+            stopped.set()
+    if failure:
+        raise failure
 
 
 def _reply(answer: Any) -> Reply:

@@ -1,21 +1,21 @@
-"""Augmentation with real teachers: the bundled one, a chat model, and a server over HTTP."""
+"""Augmentation with real teachers: the bundled one, and a server over HTTP that also misbehaves."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import cloud.augment as stage
-from cloud.augment import AugmentConfig, augment
-from cloud.cli import import_profile
-from cloud.profiles import Item, Profile, read_profile, read_rows, write_profile
-from cloud.tasks import TASKS
-from cloud.teachers import Sampling, open_teacher
-from protos.artifacts import Artifact, open_artifact
+from cloud import selection
+from cloud.augment import AugmentConfig, augment, examples, split
+from cloud.cli import augment_command, import_profile
+from cloud.profiles import Consent, Item, Profile, Question, read_profile, read_rows, write_profile
+from cloud.tasks import TASKS, Task, custom_task
+from cloud.teachers import Calls, open_teacher
+from protos.artifacts import Artifact, open_artifact, write_json
 from protos.errors import InputError, TeacherError
 
 USERS = Path(stage.__file__).parent / "pocket" / "users"
@@ -23,6 +23,7 @@ GIVEN: dict[str, Any] = {
     "task": None, "kind": None, "prompt": "{input}", "labels": "", "language": "en",
     "purpose": "personalization", "retention_days": 30, "third_party": False,
 }  # fmt: skip
+ONCE = Calls(retries=0, timeout_s=30)
 
 
 def bundled(task: str, out: Path) -> Artifact:
@@ -38,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     work = tmp_path_factory.mktemp(request.param)
     profile = bundled(request.param, work / "profile")
     teacher = open_teacher("pocket", threads=2)
-    config = AugmentConfig(per_real=1.0, round=8)
+    config = AugmentConfig(round=16, tries=4)
     return profile, augment(profile, teacher, work / "dataset", config), config, teacher
 
 
@@ -50,13 +51,32 @@ def test_all_real_rows_stay_and_every_synthetic_one_says_where_it_came_from(made
     synthetic = [row for row in rows if row["origin"] == "synthetic"]
     valid = read_rows(dataset.file("valid.jsonl"))
     assert [row["source"]["item"] for row in real + valid] == [item.id for item in items]
-    assert len(synthetic) == dataset.manifest.measured["synthetic"] == 10
+    assert 5 <= len(synthetic) == dataset.manifest.measured["synthetic"] <= 10
     trained_ids = {row["source"]["item"] for row in real}
     for row in synthetic:
-        assert set(row["source"]) == {"teacher", "shots", "request", "seed", "index"}
+        assert set(row["source"]) == {
+            "teacher", "strategy", "shots", "request", "seed", "index", "scores",
+        }  # fmt: skip
         assert set(row["source"]["shots"]) <= trained_ids, "it was shown a held-out item"
     task = TASKS[profile.config["task"]["name"]]
     assert {row["prompt"] for row in rows} == {task.query(row["input"]) for row in rows}
+
+
+@pytest.mark.parametrize("made", ["LaMP_3"], indirect=True)
+def test_labels_come_as_the_user_gives_them_and_as_most_votes_do(made) -> None:
+    profile, dataset, *_ = made
+    user = read_profile(profile)
+    train, _ = split(user.items)
+    rows = read_rows(dataset.file("train.jsonl"))
+    found = Counter(row["output"] for row in rows if row["origin"] == "synthetic")
+    wanted = selection.quotas(user.task, train, 10)
+    assert all(count <= wanted[label] for label, count in found.items())
+    votes = [row["source"]["scores"]["votes"] for row in rows if row["origin"] == "synthetic"]
+    assert set(votes) <= {round(2 / 3, 4), 1.0}
+    rejected = read_rows(dataset.file("rejected.jsonl"))
+    against = [r["source"]["scores"]["votes"] for r in rejected if r["reason"] == "inconsistent"]
+    assert set(against) <= {0.0, round(1 / 3, 4)}
+    assert against
 
 
 def test_no_row_is_near_another_or_near_a_held_out_one(made) -> None:
@@ -79,12 +99,16 @@ def test_counts_add_up_and_rejected_rows_are_kept_with_their_reason(made) -> Non
     assert measured["asked"] == measured["synthetic"] + len(rejected)
     for name, count in measured["rejected"].items():
         assert count == sum(row["reason"] == name for row in rejected)
+    for name, rows in examples(dataset, each=2).items():
+        assert rows == [row for row in rejected if row["reason"] == name][:2]
+    assert measured["spent"]["pocket"]["completion_tokens"] > 0
 
 
+@pytest.mark.parametrize("made", ["LaMP_4"], indirect=True)
 def test_a_seed_decides_everything(made, tmp_path: Path) -> None:
     profile, dataset, config, teacher = made
     assert augment(profile, teacher, tmp_path / "again", config).id == dataset.id
-    other = AugmentConfig(per_real=1.0, round=8, seed=5)
+    other = AugmentConfig(round=16, tries=4, seed=5)
     assert augment(profile, teacher, tmp_path / "other", other).id != dataset.id
 
 
@@ -95,184 +119,362 @@ def test_without_synthetic_items_no_teacher_is_needed(tmp_path: Path) -> None:
     assert {row["origin"] for row in read_rows(dataset.file("train.jsonl"))} == {"real"}
 
 
-class ChatServer(BaseHTTPRequestHandler):
-    """OpenAI's chat completions over HTTP; what it answers is set per test."""
-
-    answers: list[str | int]
-    asked: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        type(self).asked.append(body)
-        answer = self.answers[(len(self.asked) - 1) % len(self.answers)]
-        status = answer if isinstance(answer, int) else 200
-        message = {"role": "assistant", "content": answer}
-        choice = {"index": 0, "finish_reason": "stop", "message": message}
-        value = {"id": "x", "object": "chat.completion", "created": 0, "model": "m"}
-        data = json.dumps({**value, "choices": [choice]} if status == 200 else {}).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
+PAIRS = [
+    ("Fishermen found a bell from an old ship near the harbour wall.", "Bell out of the sea"),
+    ("A night guard at the museum caught two thieves with paintings.", "Thieves caught at night"),
+    ("All pupils of the valley get free lunch from next autumn on.", "Free lunch for pupils"),
+    ("Bakers want to sell bread until midnight during the festival.", "Bread until midnight"),
+    ("Engineers will close one lane while they repair rusty cables.", "One lane closes soon"),
+    ("More than ninety volunteers sorted books after the pipe burst.", "Books saved by many"),
+    ("The orchestra plays outdoors because its hall needs new seats.", "Music under the stars"),
+    ("Gardeners plant two hundred oaks where the car park used to be.", "Oaks replace the cars"),
+]
 
 
-@pytest.fixture
-def server() -> Iterator[tuple[str, type[ChatServer]]]:
-    handler = type("Handler", (ChatServer,), {"answers": [""], "asked": []})
-    running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    yield f"openai:http://127.0.0.1:{running.server_port}/v1#small", handler
-    running.shutdown()
-    running.server_close()
-    thread.join()
+def line(text: str, output: str) -> str:
+    return json.dumps({"input": text, "output": output}, ensure_ascii=False)
 
 
-NEWS = [
-    json.dumps({"input": text, "output": headline})
-    for text, headline in (
-        ("Fishermen found a bell from an old ship near the harbour wall.", "Bell out of the sea"),
-        (
-            "A night guard at the museum caught two thieves with paintings.",
-            "Thieves caught at night",
-        ),
-        ("All pupils of the valley get free lunch from next autumn on.", "Free lunch for pupils"),
-        ("Bakers want to sell bread until midnight during the festival.", "Bread until midnight"),
-        ("Engineers will close one lane while they repair rusty cables.", "One lane closes soon"),
-        ("More than ninety volunteers sorted books after the pipe burst.", "Books saved by many"),
-        ("The orchestra plays outdoors because its hall needs new seats.", "Music under the stars"),
-        (
-            "Gardeners plant two hundred oaks where the car park used to be.",
-            "Oaks replace the cars",
-        ),
-    )
+NEWS = [line(*pair) for pair in PAIRS]
+
+
+def config(**given: Any) -> AugmentConfig:
+    """Without scrubbing, which has tests of its own (test_privacy.py)."""
+    return AugmentConfig(**{"scrub": "off", "pool": 1.0, **given})
+
+
+def profile_of(
+    out: Path, items: list[Item], task: Task = TASKS["LaMP_4"], **given: Any
+) -> Artifact:
+    consent = given.pop("consent", Consent())
+    questions = given.pop("questions", [])
+    return write_profile(Profile(task, "u", "en", consent, items, questions), out)
+
+
+ITEMS = [
+    Item(str(n), f"The {place} opened with {n} guests and some music.", f"{place} opens again")
+    for n, place in enumerate(("zoo", "mill", "castle", "shop"))
 ]
 
 
 @pytest.fixture
 def small_profile(tmp_path: Path) -> Artifact:
-    items = [
-        Item(str(n), f"The {place} opened with {n} guests and some music.", f"{place} opens again")
-        for n, place in enumerate(("zoo", "mill", "castle", "shop"))
-    ]
-    from cloud.profiles import Consent
-
-    return write_profile(
-        Profile(TASKS["LaMP_4"], "u", "en", Consent(), items, []), tmp_path / "profile"
-    )
+    return profile_of(tmp_path / "profile", ITEMS)
 
 
 def test_an_http_teacher_is_asked_with_the_items_and_read_strictly(
-    tmp_path: Path, server: tuple[str, type[ChatServer]], small_profile: Artifact
+    tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
-    spec, handler = server
-    handler.answers = [f"{NEWS[0]}\nnot json\n{NEWS[1]}"]
-    config = AugmentConfig(per_real=0.7, round=2)
-    dataset = augment(small_profile, open_teacher(spec, 1), tmp_path / "d", config)
+    chat.say = lambda message, number: f"{NEWS[0]}\nnot json\n{NEWS[1]}"
+    teacher = open_teacher(chat.spec, 1)
+    prices = Calls(price_in=1.0, price_out=5.0)
+    dataset = augment(
+        small_profile, teacher, tmp_path / "d", config(per_real=0.7), calls=prices
+    )  # fmt: skip
     measured = dataset.manifest.measured
     assert (measured["real"], measured["synthetic"]) == (3, 2)
     assert measured["rejected"]["unparsed"] == 1
-    body = handler.asked[0]
-    assert body["model"] == "small"
-    assert (
-        '"input": "The zoo opened with 0 guests and some music."' in body["messages"][1]["content"]
-    )
-    assert "The shop opened" not in json.dumps(handler.asked), "the held-out item was sent"
+    assert chat.bodies[0]["model"] == "small"
+    assert '"input": "The zoo opened with 0 guests and some music."' in chat.asked[0]
+    assert not any("The shop opened" in asked for asked in chat.asked), "the held-out item was sent"
+    assert measured["spent"][chat.spec] == {
+        "calls": 1, "prompt_tokens": 100, "completion_tokens": 20, "uncounted": 0,
+        "cost": pytest.approx(2e-4),
+    }  # fmt: skip
+
+
+GERMAN = line("Die Bäcker wollen beim Fest bis Mitternacht Brot verkaufen.", "Brot bis Mitternacht")
+ECHO = line("Today the castle at the lake burned down with all its towers.", "Castle at the lake")
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "reason"),
     [
-        ("I cannot help with that.", r"nothing it wrote passed the filters \(unparsed 36"),
+        ("I cannot help with that.", "unparsed"),
         ("", "unparsed"),
-        ('{"input": "x", "output": "y"}', "length"),
-        (json.dumps({"input": "The zoo opened with 0 guests and some music.", "output": "a b c"}),
-         "near-duplicate"),
-    ],
-)  # fmt: skip
-def test_a_teacher_that_gives_nothing_usable_is_an_error_with_the_counts(
-    tmp_path: Path, server, small_profile: Artifact, answer: str, says: str
-) -> None:
-    spec, handler = server
-    handler.answers = [answer]
-    with pytest.raises(TeacherError, match=says):
-        augment(small_profile, open_teacher(spec, 1), tmp_path / "d", AugmentConfig(round=4))
-    assert not (tmp_path / "d").exists()
-
-
-def test_a_refusing_or_absent_server_is_one_clear_error(
-    tmp_path: Path, server, small_profile: Artifact
-) -> None:
-    spec, handler = server
-    handler.answers = [401]
-    with pytest.raises(TeacherError, match="AuthenticationError"):
-        augment(small_profile, open_teacher(spec, 1), tmp_path / "d", AugmentConfig())
-    assert not (tmp_path / "d").exists()
-
-
-def test_an_interrupted_run_asks_only_for_the_rounds_that_are_missing(
-    tmp_path: Path, server, small_profile: Artifact
-) -> None:
-    spec, handler = server
-    handler.answers = NEWS
-    config = AugmentConfig(per_real=2.0, round=2, tries=4)
-    whole = augment(small_profile, open_teacher(spec, 1), tmp_path / "whole", config)
-    handler.asked.clear()
-    # A teacher that goes away after the first round: its replies are kept, nothing is half-written.
-    handler.answers = [*NEWS[:2], 403, 403]
-    with pytest.raises(TeacherError):
-        augment(small_profile, open_teacher(spec, 1), tmp_path / "d", config)
-    assert not (tmp_path / "d").exists()
-    paid = len(list(tmp_path.glob(".d.*.work/*.json")))
-    assert paid == 1
-    handler.asked.clear()
-    handler.answers = NEWS[2:]
-    dataset = augment(small_profile, open_teacher(spec, 1), tmp_path / "d", config)
-    assert dataset.manifest.measured["synthetic"] == whole.manifest.measured["synthetic"]
-    assert len(handler.asked) == 6 - 2
-    assert not list(tmp_path.glob(".d.*.work"))
-
-
-def test_a_local_chat_model_is_asked_through_its_own_template(
-    tmp_path: Path, chatty_base: Path, small_profile: Artifact
-) -> None:
-    teacher = open_teacher(f"hf:{chatty_base}", threads=1)
-    items = read_profile(small_profile).items[:1]
-    replies = teacher.write(TASKS["LaMP_3"], [[Item("1", "a", "3")]] * 2, Sampling(seed=1))
-    assert [reply.pairs for reply in replies] == [[None] * len(r.pairs) for r in replies]
-    again = teacher.write(TASKS["LaMP_3"], [[Item("1", "a", "3")]] * 2, Sampling(seed=1))
-    assert again == replies
-    long = Item("2", "word " * 5000, "3")
-    with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
-        teacher.write(TASKS["LaMP_3"], [[*items, long]], Sampling())
-
-
-@pytest.mark.parametrize(
-    ("spec", "says"),
-    [
-        ("gpt", "expected pocket"),
-        ("hf:", "expected pocket"),
-        ("openai:localhost#m", "openai:<base-url>#<model>"),
-        ("openai:http://localhost/v1", "openai:<base-url>#<model>"),
-        ("hf:./nowhere", "no such directory"),
+        ("{" * 3000, "unparsed"),
+        (line("x", "y"), "length"),
+        (line("The zoo opened with 0 guests and some music.", "the zoo again"), "near-duplicate"),
+        (line(*PAIRS[0]) + "\n" + line(*PAIRS[0]), "duplicate"),
+        (GERMAN, "language"),
+        (ECHO, "leakage"),
+        (line(PAIRS[2][0], "Fire burned the castle down"), "leakage"),
+        (line(PAIRS[2][0], "!!! (42%) ??? 17:30 !!!"), "style"),
     ],
 )
-def test_teacher_options_that_name_nothing_are_refused(spec: str, says: str) -> None:
-    with pytest.raises(InputError, match=says):
-        open_teacher(spec, threads=1)
+def test_what_a_bad_teacher_writes_is_counted_by_what_is_wrong_with_it(
+    tmp_path: Path, chat, answer: str, reason: str
+) -> None:
+    held_out = Question("q", "?", "Today the castle at the lake burned down with all towers.",
+                        "Fire burned the castle down")  # fmt: skip
+    profile = profile_of(tmp_path / "profile", ITEMS, questions=[held_out])
+    chat.say = lambda message, number: NEWS[1] if number == 0 else answer
+    made = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2))
+    measured = made.manifest.measured
+    others = {name: n for name, n in measured["rejected"].items() if n and name != reason}
+    assert measured["rejected"][reason] > 0
+    assert set(others) <= {"duplicate"}, "the same wrong thing again"
+    assert measured["synthetic"] == (2 if reason == "duplicate" else 1)
+    assert measured["wanted"] == 3
+    assert measured["asked"] >= 6
+
+
+def test_a_teacher_that_gives_nothing_usable_is_an_error_with_the_counts(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: "I cannot help with that."
+    with pytest.raises(TeacherError, match=r"nothing it wrote passed the filters \(unparsed 18\)"):
+        augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config())
+    assert not (tmp_path / "d").exists()
+
+
+def test_an_interrupted_run_never_pays_twice(tmp_path: Path, chat, small_profile: Artifact) -> None:
+    lines = ["nothing", *NEWS[:2], "nothing", *NEWS[2:]]
+    chat.say = lambda message, number: lines[number % len(lines)]
+    one_by_one = Calls(concurrency=1, retries=0)
+    wanted = config(per_real=2.0, round=2, tries=4)
+    whole = augment(small_profile, open_teacher(chat.spec, 1, one_by_one), tmp_path / "w", wanted)
+    calls = len(chat.bodies)
+    first = chat.bodies[:]
+    for cut in range(1, calls):
+        chat.bodies.clear()
+        out = tmp_path / f"d{cut}"
+        chat.say = lambda m, number, cut=cut: 403 if number >= cut else lines[number % len(lines)]
+        with pytest.raises(TeacherError):
+            augment(small_profile, open_teacher(chat.spec, 1, one_by_one), out, wanted)
+        assert not out.exists()
+        chat.say = lambda m, number: lines[(number - 1) % len(lines)]  # one was refused
+        dataset = augment(small_profile, open_teacher(chat.spec, 1, one_by_one), out, wanted)
+        assert dataset.id == whole.id
+        refused = chat.bodies.pop(cut)
+        assert chat.bodies == first, "each was answered once"
+        assert refused == first[cut]
+        assert dataset.manifest.measured["spent"] == whole.manifest.measured["spent"]
+    assert not list(tmp_path.glob(".*.work"))
+
+
+HAM = custom_task("mails", "classification", "Sort: {input}", ("ham", "spam"))
+MAILS = [
+    Item(str(n), f"{text}, number {n} of this week", label)
+    for n, (text, label) in enumerate([
+        ("Notes of our meeting", "ham"), ("Cheap pills for everyone", "spam"),
+        ("Minutes of the board", "ham"), ("The plan for the summer", "ham"),
+        ("Win a lottery today", "spam"), ("Who brings the cake", "ham"),
+    ])
+]  # fmt: skip
+WRITTEN = [
+    ("Agenda for the next committee meeting", "ham"), ("Your loan is approved already", "spam"),
+    ("Parking during the street works", "ham"), ("Meet singles who live near you", "ham"),
+    ("Rooms for the choir weekend trip", "ham"), ("Lose some weight within a month", "spam"),
+]  # fmt: skip
+
+
+def sorter(message: str) -> str:
+    """Takes what sounds like spam for it, whatever was claimed; writes mails if it is not asked."""
+    asked = message.split("What is this person's output for ")
+    if len(asked) == 1:
+        return "\n".join(line(*pair) for pair in WRITTEN)
+    return "spam" if any(word in asked[1] for word in ("loan", "singles", "weight")) else "ham"
+
+
+def test_a_label_that_the_teacher_would_not_give_again_is_rejected(tmp_path: Path, chat) -> None:
+    profile = profile_of(tmp_path / "p", MAILS, HAM)
+    chat.say = lambda message, number: sorter(message)
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2))
+    rows = read_rows(dataset.file("train.jsonl"))
+    synthetic = [(row["input"], row["output"]) for row in rows if row["origin"] == "synthetic"]
+    # of 5 real ones 3 are ham; "Meet singles" was claimed to be ham, and all votes are against it
+    assert Counter(label for _, label in synthetic) == {"ham": 3, "spam": 2}
+    assert not any("singles" in text for text, _ in synthetic)
+    rejected = read_rows(dataset.file("rejected.jsonl"))
+    (singles,) = [row for row in rejected if row["reason"] == "inconsistent"]
+    assert singles["pair"] == list(WRITTEN[3])
+    assert singles["source"]["scores"] == {"votes": 0.0}
+    votes = [message for message in chat.asked if "What is this person's output" in message]
+    assert len(votes) == 3 * len(WRITTEN)
+    assert len(set(votes[:3])) > 1, "the votes see the history in different selections"
+    chat.bodies.clear()
+    without = config(tries=2, votes=0)
+    augment(profile, open_teacher(chat.spec, 1), tmp_path / "e", without)
+    assert not any("What is this person's output" in message for message in chat.asked)
+
+
+def test_a_judges_mark_must_be_reached_and_counts_for_the_choice(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    marks = {"bell": "2", "guard": "5", "pupils": "not sure", "Bakers": "3", "lane": "4"}
+
+    def say(message: str, number: int) -> str:
+        if "how likely is it" not in message:
+            return "\n".join(NEWS[:5])
+        return next(mark for word, mark in marks.items() if word in message.split("person: ")[-1])
+
+    chat.say = say
+    dataset = augment(
+        small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(per_real=0.7, pool=1.5),
+        judge=open_teacher(chat.spec, 1),
+    )  # fmt: skip
+    rows = read_rows(dataset.file("train.jsonl"))[3:]
+    assert [(row["output"], row["source"]["scores"]["judge"]) for row in rows] == [
+        ("Thieves caught at night", 5), ("One lane closes soon", 4)
+    ]  # fmt: skip
+    measured = dataset.manifest.measured
+    assert (measured["rejected"]["judge"], measured["rejected"]["surplus"]) == (2, 1)
+    assert dataset.config["judge"] == chat.spec
+    assert {"profile", "teacher", "judge"} == set(dataset.manifest.parents)
+
+
+def test_paraphrases_keep_the_users_output_and_strategies_mix(tmp_path: Path, chat) -> None:
+    profile = profile_of(tmp_path / "p", MAILS, HAM)
+    adjectives = "blue green early late small tall round flat wide thin"
+    fresh = iter(f"Something {word} about that, as I wrote" for word in adjectives.split())
+
+    def say(message: str, number: int) -> str:
+        if "Write another input" in message:
+            return json.dumps({"input": next(fresh)})
+        return f"{line('Pills that cost hardly anything', 'spam')}\n{line('Hello', 'ham')}"
+
+    chat.say = say
+    mixed = config(votes=0, strategies="paraphrase,label", tries=3)
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", mixed)
+    by_text = {item.input: item for item in MAILS}
+    everything = read_rows(dataset.file("train.jsonl")) + read_rows(dataset.file("rejected.jsonl"))
+    kinds = Counter(row["source"]["strategy"] for row in everything if "strategy" in row["source"])
+    assert set(kinds) == {"paraphrase", "label"}
+    asked = [m.split("output stays the same: ")[1].split("\n")[0] for m in chat.asked
+             if "output stays the same: " in m]  # fmt: skip
+    for subject in map(json.loads, asked):
+        assert by_text[subject["input"]].output == subject["output"]
+    wished = {m.split("output is exactly: ")[1].split("\n")[0] for m in chat.asked
+              if "output is exactly: " in m}  # fmt: skip
+    assert wished == {"ham", "spam"}
+    # of the two lines of each answer to a wished label, one has the other label
+    assert dataset.manifest.measured["rejected"]["unparsed"] == sum(
+        "output is exactly: " in m for m in chat.asked
+    )
+
+
+CHINESE = [
+    ("我今天去了博物馆看新的展览。", "博物馆的新展览"),
+    ("市长昨天为新的大桥剪了彩。", "市长为大桥剪彩"),
+    ("下雪以后所有的学校都关门了。", "大雪让学校关门"),
+    ("昨天晚上渔民在港口找到了一口旧钟。", "海里的一口旧钟"),
+]
+ARABIC = [
+    ("ذهبت اليوم إلى المتحف لأرى المعرض", "معرض جديد في المتحف"),
+    ("افتتح رئيس البلدية الجسر الجديد", "افتتاح الجسر الجديد"),
+    ("أغلقت المدارس أبوابها بسبب الثلج", "الثلج يغلق المدارس"),
+    ("وجد الصيادون جرسا قديما قرب الميناء", "جرس قديم من البحر"),
+]
+CODE = [
+    ("def f(x):\n    return x + 1", "Adds one"),
+    ("<p>Hello <b>you</b></p>", "Greets in bold"),
+    ("for i in range(9):\n    print(i)", "Prints nine numbers"),
+    ("while n < 5:\n    n = n * 2 - 1", "Doubles some number"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "foreign"), [(CHINESE, 1), (ARABIC, 1), (CODE, 0)], ids=["zh", "ar", "code"]
+)
+def test_users_of_any_script_of_code_and_of_html_get_a_dataset(
+    tmp_path: Path, chat, pairs: list[tuple[str, str]], foreign: int
+) -> None:
+    """An English item is in no language of the first two; code is in none that could be known."""
+    *own, new = pairs
+    profile = profile_of(tmp_path / "p", [Item(str(n), *pair) for n, pair in enumerate(own)])
+    english = ("A fox ate my lunch again.", "Fox ate lunch")
+    chat.say = lambda message, number: f"{line(*new)}\n{line(*english)}"
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=1))
+    rows = read_rows(dataset.file("train.jsonl"))
+    synthetic = [(r["input"], r["output"]) for r in rows if r["origin"] == "synthetic"]
+    assert synthetic == [new, english][: 2 - foreign]
+    assert [(r["input"], r["output"]) for r in rows if r["origin"] == "real"] == own[:2]
+    assert dataset.manifest.measured["rejected"]["language"] == foreign
+
+
+def test_an_item_of_fifty_thousand_characters_trains_but_is_not_shown(tmp_path, chat) -> None:
+    long = Item("long", "The museum is open. " * 2500, "museum opens again")
+    profile = profile_of(tmp_path / "p", [long, *ITEMS])
+    chat.say = lambda message, number: NEWS[number]
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(per_real=0.5))
+    assert dataset.manifest.measured["not_shown"] == 1
+    assert not any("museum is open" in message for message in chat.asked)
+    assert "long" in [r["source"].get("item") for r in read_rows(dataset.file("train.jsonl"))]
+    only = profile_of(tmp_path / "q", [long, Item("l2", long.input + "!", "museum opens again")])
+    with pytest.raises(InputError, match="shortest item has 50,018 characters"):
+        augment(only, open_teacher(chat.spec, 1), tmp_path / "e", config())
+
+
+def test_labels_that_are_all_equal_or_alone_need_no_votes_to_agree(tmp_path: Path, chat) -> None:
+    chat.say = lambda message, number: sorter(message)
+    same = [Item(item.id, item.input, "ham") for item in MAILS]
+    dataset = augment(profile_of(tmp_path / "p", same, HAM), open_teacher(chat.spec, 1),
+                      tmp_path / "d", config(per_real=0.5, tries=2))  # fmt: skip
+    rows = read_rows(dataset.file("train.jsonl"))
+    assert {row["output"] for row in rows} == {"ham"}, "what this user never says is not wanted"
+    one = custom_task("mails", "classification", "Sort: {input}", ("ham",))
+    chat.bodies.clear()
+    dataset = augment(profile_of(tmp_path / "q", same, one), open_teacher(chat.spec, 1),
+                      tmp_path / "e", config(per_real=0.5, tries=2))  # fmt: skip
+    assert dataset.manifest.measured["rejected"]["label"] > 0
+    assert not any("What is this person's output" in message for message in chat.asked)
+
+
+def test_items_without_a_date_or_with_the_same_have_a_fixed_order(tmp_path: Path) -> None:
+    dates = ["2024-05-01", "", "2024-05-01", "2023-01-01", ""]
+    items = [Item(str(n), f"text {n}", "x", date) for n, date in enumerate(dates)]
+    profile = profile_of(tmp_path / "p", items)
+    assert [item.id for item in read_profile(profile).items] == ["1", "4", "3", "0", "2"]
+    assert profile.manifest.measured["undated"] == 2
 
 
 def test_settings_out_of_range_are_all_named_at_once() -> None:
-    with pytest.raises(InputError, match=r"per_real is -1.*top_p is 2"):
-        AugmentConfig(per_real=-1, top_p=2)
+    with pytest.raises(InputError, match=r"per_real is -1.*top_p is 2.*scrub is maybe"):
+        AugmentConfig(per_real=-1, top_p=2, scrub="maybe")
+    with pytest.raises(
+        InputError, match=r"real items are to be 25% of the mix; expected at most 3"
+    ):
+        AugmentConfig(per_real=4)
+    assert AugmentConfig(per_real=3).per_real == 3
+    assert AugmentConfig(per_real=4, real_share=0.2).per_real == 4
+    with pytest.raises(InputError, match="strategies: 'old'"):
+        AugmentConfig(strategies="old")
 
 
-def test_third_party_teachers_need_consent(tmp_path: Path, small_profile: Artifact) -> None:
+def test_third_party_teachers_need_consent_and_while_it_lasts(
+    tmp_path: Path, small_profile: Artifact
+) -> None:
     teacher = open_teacher("openai:https://api.example.com/v1#m", threads=1)
     with pytest.raises(InputError, match="consent does not allow a third-party teacher"):
-        augment(small_profile, teacher, tmp_path / "d", AugmentConfig())
+        augment(small_profile, teacher, tmp_path / "d", config())
+    with pytest.raises(InputError, match="consent does not allow a third-party teacher"):
+        augment(small_profile, open_teacher("pocket", 1), tmp_path / "d", config(), judge=teacher)
     assert open_artifact(small_profile.path).config["consent"]["third_party"] is False
+    agreed = Consent(retention_days=30, third_party=True)
+    profile = profile_of(tmp_path / "agreed", ITEMS, consent=agreed)
+    manifest = json.loads((profile.path / "manifest.json").read_text())
+    write_json(profile.path / "manifest.json", {**manifest, "created": "2024-01-01T00:00:00+00:00"})
+    with pytest.raises(InputError, match="for 30 days from 2024-01-01, is over"):
+        augment(open_artifact(profile.path), teacher, tmp_path / "d", config())
+
+
+def test_the_command_shows_what_it_would_send_and_what_was_removed(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: f"{NEWS[0]}\n{GERMAN}\nsorry"
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--tries", "1",
+    ]  # fmt: skip
+    run = CliRunner()
+    shown = run.invoke(augment_command, [*arguments, "--dry-run"], catch_exceptions=False)
+    assert chat.bodies == []
+    assert not (tmp_path / "d").exists()
+    explained = run.invoke(augment_command, [*arguments, "--explain"], catch_exceptions=False)
+    sent = [json.loads(text) for text in shown.stdout.splitlines()]
+    assert [body["messages"] for body in chat.bodies] == sent
+    assert "unparsed\n    {" in explained.stdout
+    assert "language\n    Die Bäcker wollen" in explained.stdout
+    as_json = run.invoke(augment_command, [*arguments, "--explain", "--json"])
+    assert json.loads(as_json.stdout)["removed"]["language"][0]["pair"][1] == "Brot bis Mitternacht"

@@ -1,14 +1,13 @@
-"""Each filter rejects what it is for, by name, and lets the rest through; scores are LaMP's."""
+"""Each filter rejects what it is for, by name, and lets the rest through."""
 
 import pytest
 from rouge_score import rouge_scorer
 
-from cloud.augment import choose_shots, split
-from cloud.filters import Filters, rouge_l, words
-from cloud.metrics import bootstrap_interval, item_scores, measures
+from cloud.augment import split
+from cloud.filters import Filters
+from cloud.likeness import Manner, language, rouge_l, style, vector, words
 from cloud.profiles import Item
-from cloud.prompts import chat_prompt, continuation_prompt, parse_chat, parse_continuation
-from cloud.tasks import TASKS, custom_task
+from cloud.tasks import TASKS
 
 HEADLINE, RATING = TASKS["LaMP_4"], TASKS["LaMP_3"]
 REAL = [
@@ -44,9 +43,62 @@ def test_each_filter_has_its_name(pair: tuple[str, str], reason: str | None) -> 
 
 def test_what_was_kept_counts_from_then_on_and_of_a_pair_one_stays() -> None:
     chosen = filters()
+    near = (FRESH[0].replace("coast", "hill"), "Fruit all over the road")
     assert chosen.rejects(FRESH) is None
     assert chosen.rejects(FRESH) == "duplicate"
-    assert chosen.rejects((FRESH[0].replace("coast", "hill"), "Fruit")) == "near-duplicate"
+    assert chosen.rejects(near) is None, "what only passed the cheap filters blocks nothing yet"
+    assert chosen.keep(FRESH) is None
+    assert chosen.keep(near) == "near-duplicate"
+    assert chosen.rejects((FRESH[0].replace("coast", "lake"), "Fruit")) == "near-duplicate"
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        # the held-out headline, word for word within the new article
+        (("Today the pool opens early this year in the old town.", "Doors open now"), "leakage"),
+        (("Ein Lastwagen verlor auf der Straße alle seine Orangen.", "Obst liegt auf der Straße"),
+         "language"),
+        (("这辆卡车在海边的路上丢失了所有的橙子和苹果，交通受阻。", "马路上满地都是橙子和苹果"),
+         "language"),
+        ((FRESH[0], "!!! 7 x 7 = 49 :-) !!! 99%"), "style"),
+    ],
+)  # fmt: skip
+def test_leaks_in_either_part_and_other_languages_and_styles_are_found(pair, reason) -> None:
+    assert filters().rejects(pair) == reason
+
+
+def test_personal_data_that_is_not_the_users_own_is_rejected() -> None:
+    chosen = Filters(HEADLINE, REAL, [], [], is_personal=lambda text: "@" in text)
+    assert chosen.rejects((FRESH[0].replace("coast", "a@b"), FRESH[1])) == "personal-data"
+
+
+def test_a_tweet_has_to_begin_as_its_input_does() -> None:
+    tweets = [
+        Item("1", "Good morning", "Good morning to all of you"),
+        Item("2", "I like", "I like trains"),
+    ]
+    chosen = Filters(TASKS["LaMP_7"], tweets, [], [])
+    assert chosen.rejects(("What a", "What a day it was today")) is None
+    assert chosen.rejects(("Such a", "What a fine day it was")) == "schema"
+    assert chosen.rejects(("Never again", "Never again")) == "schema"
+
+
+def test_a_language_is_only_named_where_it_is_sure() -> None:
+    assert language(FRESH[0]) == "en"
+    assert language("Fischer fanden an der Hafenmauer die Glocke eines alten Schiffes.") == "de"
+    assert language("def f(x):\n    return x + 1") == ""
+    assert language("") == ""
+
+
+def test_a_users_manner_has_a_floor_below_all_but_their_oddest_texts() -> None:
+    own = ["Oslo: 3 new boats", "Rome: 12 old cars", "Kyiv: 4 big trees", "Bern: 9 tall towers"]
+    manner = Manner(own, style)
+    assert all(manner.of(text) > manner.floor for text in own)
+    assert manner.of("Graz: 5 loud bells") > manner.floor > manner.of("loud?? so LOUD!! (no...)")
+    assert Manner(own[:1], style).floor == 0.0
+    assert float(vector("abc") @ vector("abc")) == pytest.approx(1)
+    assert float(vector("") @ vector("abc")) == 0
 
 
 def test_a_label_outside_the_tasks_own_is_rejected_and_labels_never_count_as_leaks() -> None:
@@ -74,60 +126,3 @@ def test_the_newest_items_validate() -> None:
     assert [i.id for i in valid] == ["10", "11"]
     assert len(train) == 10
     assert [len(part) for part in split(items[:2])] == [1, 1]
-
-
-def test_every_item_is_shown_equally_often() -> None:
-    items = [Item(str(n), "x", "y") for n in range(7)]
-    hands = choose_shots(items, 3, seed=1)
-    chosen = [next(hands) for _ in range(70)]
-    assert all(len({item.id for item in hand}) == 3 for hand in chosen)
-    counts = [sum(item in hand for hand in chosen) for item in items]
-    assert max(counts) - min(counts) <= 2
-    again = choose_shots(items, 3, seed=1)
-    assert [next(again) for _ in range(70)] == chosen
-    assert len(next(choose_shots(items[:2], 8, seed=0))) == 2
-
-
-def test_a_continuation_is_read_back_strictly() -> None:
-    prompt = continuation_prompt(HEADLINE, REAL)
-    assert prompt.endswith("Headline: Snow shuts two schools\n\nArticle:")
-    assert parse_continuation(HEADLINE, " a\nHeadline: b\n\n") == [("a", "b")]
-    for garbage in ("", " a\n\n", " a\nHeadline: b", " a\nHeadline: \n\n", " a\nScore: 3\n\n"):
-        assert parse_continuation(HEADLINE, garbage) == [None]
-
-
-def test_a_chat_answer_is_read_line_by_line_and_never_repaired() -> None:
-    messages = chat_prompt(RATING, [Item("1", "Nice.", "4")], 3)
-    assert '{"input": "Nice.", "output": "4"}' in messages[1]["content"]
-    answer = '```json\n{"input": "a", "output": 5}\n{"input": "b"}\nsorry\n```'
-    assert parse_chat(answer) == [("a", "5"), None, None]
-    assert parse_chat("") == [None]
-    assert parse_chat('[{"input": "a", "output": "b"}]') == [None]
-
-
-def test_measures_are_lamps_own_on_hand_worked_rows() -> None:
-    # MAE: |4-5| = 1, unparsable against 2 counts as 5: 3, |3-3| = 0 -> 4/3; RMSE sqrt(10/3)
-    said, gold = ["4", "good", "3"], ["5", "2", "3"]
-    assert measures(RATING, said, gold)["mae"] == pytest.approx(4 / 3)
-    assert measures(RATING, said, gold)["rmse"] == pytest.approx((10 / 3) ** 0.5)
-    assert item_scores(RATING, said, gold) == [-1.0, -3.0, 0.0]
-    # F1: a: 2*1/(2+1) = 2/3, b: 2*1/(1+2) = 2/3, c is absent: 0 -> 4/9
-    abc = custom_task("x", "classification", "{input}", ("a", "b", "c"))
-    found = measures(abc, [" a ", "a", "b"], ["a", "b", "b"])
-    assert found == {"accuracy": pytest.approx(2 / 3), "f1": pytest.approx(4 / 9)}
-    assert measures(abc, ["A"], ["a"])["accuracy"] == 0.0
-    # ROUGE-1 of "Mill on fire" against "fire takes mill": 2 of 3 words; ROUGE-L: 1 of 3
-    assert measures(HEADLINE, ["Mill on fire"], ["fire takes mill"]) == {
-        "rouge-1": pytest.approx(2 / 3), "rouge-L": pytest.approx(1 / 3),
-    }  # fmt: skip
-
-
-def test_the_bootstrap_interval_covers_the_mean_and_narrows_with_the_spread() -> None:
-    mean, low, high = bootstrap_interval([0.0, 1.0] * 50)
-    # normal approximation: 0.5 ± 1.96 * 0.5 / sqrt(100)
-    assert (mean, low, high) == (
-        0.5,
-        pytest.approx(0.402, abs=0.02),
-        pytest.approx(0.598, abs=0.02),
-    )
-    assert bootstrap_interval([0.25] * 10) == (0.25, 0.25, 0.25)

@@ -1,0 +1,118 @@
+"""No personal data leaves for a remote teacher, and what comes back is the user's own again."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from cloud.augment import AugmentConfig, augment, dry_run
+from cloud.privacy import Scrubber
+from cloud.profiles import Consent, Item, Profile, read_rows, write_profile
+from cloud.tasks import custom_task
+from cloud.teachers import open_teacher
+
+MAILS = custom_task("mails", "generation", "Subject for this mail of ann@example.com: {input}", ())
+TEXTS = [
+    "Write to ann@example.com or call +43 1 58858 1234 about the new boat.",
+    "My card 4111 1111 1111 1111 and account AT61 1904 3002 3457 3201 are for the boat club.",
+    "The boat is at 10.11.12.13, see https://boats.example.org/ann?id=7 or ann@example.com, Ann.",
+    "电话 13800138000 或者 wang@qq.com 关于新船的事情。",
+    "Ring me at 0664 1234567 when the boat has come, or mail bob@example.net about it.",
+    "The new boat is blue, and the old boat of 1998 was sold for 2,500 to the club.",
+]
+SECRETS = (
+    "ann@example.com", "58858", "4111", "1904 3002", "10.11.12.13", "boats.example.org",
+    "13800138000", "wang@qq.com", "1234567", "bob@example.net",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking up a name would be a request that tells somebody of it."""
+    real = socket.getaddrinfo
+
+    def local_only(host: str, *args, **kwargs):
+        assert host in ("127.0.0.1", "localhost"), f"it asked for {host}"
+        return real(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", local_only)
+
+
+def test_values_are_found_replaced_everywhere_alike_and_put_back() -> None:
+    scrubber = Scrubber(TEXTS)
+    scrubbed = [scrubber.scrub(text) for text in TEXTS]
+    for secret in SECRETS:
+        assert not any(secret in text for text in scrubbed), secret
+    assert "The new boat is blue, and the old boat of 1998 was sold for 2,500" in scrubbed[5]
+    assert scrubbed[0].startswith("Write to <EMAIL_ADDRESS_1> or call <PHONE_NUMBER_2> about")
+    assert "<EMAIL_ADDRESS_1>, Ann." in scrubbed[2], "the same value has the same placeholder"
+    assert [scrubber.restore(text) for text in scrubbed] == TEXTS
+    again = Scrubber(TEXTS)
+    assert [again.scrub(text) for text in TEXTS] == scrubbed
+
+
+def test_what_a_later_text_gives_away_is_taken_out_of_earlier_ones() -> None:
+    card = "4111 1111 1111 1111"
+    hidden = f"The number is Nx{card} of the club."
+    assert Scrubber([hidden]).scrub(hidden) == hidden, "it stands within a word"
+    assert card not in Scrubber([hidden, f"My card is {card}."]).scrub(hidden)
+
+
+def test_placeholders_in_the_users_own_text_come_back_as_they_were() -> None:
+    texts = ["The template says <EMAIL_ADDRESS_1> here.", "My address is eve@example.com."]
+    scrubber = Scrubber(texts)
+    assert [scrubber.restore(scrubber.scrub(text)) for text in texts] == texts
+    assert scrubber.scrub(texts[0]) != texts[0]
+
+
+def test_personal_data_of_others_and_unknown_placeholders_are_foreign() -> None:
+    scrubber = Scrubber(TEXTS)
+    assert not scrubber.is_foreign("Write to ann@example.com, it is fine.")
+    assert scrubber.is_foreign("Write to zoe@example.com, it is not.")
+    assert scrubber.is_foreign("Write to <EMAIL_ADDRESS_99>, whoever that is.")
+    assert not scrubber.is_foreign("See main.py and the 300 visitors of 2024-05-01.")
+
+
+@pytest.fixture
+def profile(tmp_path: Path):
+    items = [Item(str(n), text, f"About the boat {n}") for n, text in enumerate(TEXTS)]
+    made = Profile(MAILS, "ann", "en", Consent(third_party=True), items, [])
+    return write_profile(made, tmp_path / "profile")
+
+
+def test_a_remote_teacher_sees_placeholders_and_the_dataset_has_the_values(
+    tmp_path: Path, profile, chat
+) -> None:
+    wanted = [
+        ("Please answer <EMAIL_ADDRESS_1> before the boat leaves on Sunday.", "About the sea 1"),
+        ("Please answer zoe@example.com before the ferry leaves on Monday.", "About the sea 2"),
+        ("Please answer <EMAIL_ADDRESS_77> before the train leaves at noon.", "About the sea 3"),
+    ]
+    lines = [json.dumps({"input": text, "output": output}) for text, output in wanted]
+    chat.say = lambda message, number: "\n".join(lines)
+    config = AugmentConfig(per_real=0.25, tries=3)
+    sent = list(dry_run(profile, open_teacher(chat.spec, 1), config))
+    assert chat.bodies == [], "a dry run sends nothing"
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config)
+    assert [body["messages"] for body in chat.bodies[: len(sent)]] == sent
+    for secret in SECRETS:
+        assert not any(secret in message for message in chat.asked), secret
+    rows = read_rows(dataset.file("train.jsonl"))
+    assert [row["input"] for row in rows if row["origin"] == "synthetic"] == [
+        "Please answer ann@example.com before the boat leaves on Sunday."
+    ]
+    assert [row["input"] for row in rows if row["origin"] == "real"] == TEXTS[:5]
+    measured = dataset.manifest.measured
+    assert measured["rejected"]["personal-data"] == 2
+    assert measured["scrubbed"] == 10
+
+
+def test_scrubbing_can_be_turned_off_and_on(tmp_path: Path, profile, chat) -> None:
+    config = AugmentConfig(per_real=0.25, scrub="off")
+    sent = json.dumps(list(dry_run(profile, open_teacher(chat.spec, 1), config)))
+    assert "ann@example.com" in sent
+    local = json.dumps(list(dry_run(profile, open_teacher("pocket", 1), AugmentConfig())))
+    assert "ann@example.com" in local, "nothing leaves the machine"
+    scrubbed = list(dry_run(profile, open_teacher("pocket", 1), AugmentConfig(scrub="on")))
+    assert not any(secret in json.dumps(scrubbed, ensure_ascii=False) for secret in SECRETS)

@@ -1,0 +1,209 @@
+"""Teachers over HTTP that misbehave, and local ones; both with real servers and real models."""
+
+import json
+from itertools import islice, pairwise
+from pathlib import Path
+
+import pytest
+
+from cloud.answers import Answers
+from cloud.profiles import Item
+from cloud.prompts import Ask
+from cloud.tasks import TASKS
+from cloud.teachers import Calls, Reply, Sampling, open_teacher
+from protos.errors import InputError, TeacherError
+
+HEADLINE, RATING = TASKS["LaMP_4"], TASKS["LaMP_3"]
+SHOTS = (Item("1", "Nice.", "4"), Item("2", "Awful food, long wait.", "1"))
+ASKS = [Ask("new", SHOTS, count=5, seed=seed) for seed in range(6)]
+QUICK = Calls(timeout_s=5, retries=2)
+
+
+def replies(chat, asks=ASKS, calls=QUICK) -> list[Reply]:
+    found = dict(open_teacher(chat.spec, 1, calls).write(RATING, asks, Sampling()))
+    return [found[index] for index in range(len(asks))]
+
+
+def test_replies_belong_to_their_requests_and_no_more_are_under_way_than_allowed(chat) -> None:
+    chat.seconds = 0.1
+    chat.say = lambda message, number: str(chat.bodies[number]["seed"])
+    found = replies(chat, calls=Calls(concurrency=3))
+    assert [reply.text for reply in found] == [str(ask.seed) for ask in ASKS]
+    assert chat.most_at_once == 3
+    assert {reply.prompt_tokens for reply in found} == {100}
+    assert chat.bodies[0]["model"] == "small"
+
+
+def test_what_may_pass_is_tried_again(chat) -> None:
+    answers = {0: 429, 1: 500, 2: 503}
+    chat.say = lambda message, number: answers.get(number, "there")
+    assert [r.text for r in replies(chat, ASKS[:1], Calls(retries=3))] == ["there"]
+    assert len(chat.bodies) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (401, "AuthenticationError"),
+        (500, "InternalServerError"),
+        (404, "NotFoundError"),
+        (b"<html>Welcome to the proxy</html>", "openai:http"),
+        (b'{"choices": 7}', "no chat completion; is the address right"),
+        (b'"text"', "no chat completion"),
+    ],
+)
+def test_a_server_that_refuses_or_is_no_teacher_is_one_clear_error(chat, answer, says) -> None:
+    chat.say = lambda message, number: answer
+    with pytest.raises(TeacherError, match=says) as caught:
+        replies(chat, ASKS[:1], Calls(retries=0))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_hangs_is_given_up_and_one_that_is_not_there_too(chat) -> None:
+    chat.say = lambda message, number: None
+    with pytest.raises(TeacherError, match="APITimeoutError"):
+        replies(chat, ASKS[:1], Calls(timeout_s=0.2, retries=1))
+    assert len(chat.bodies) == 2
+    with pytest.raises(TeacherError, match="APIConnectionError"):
+        list(open_teacher("openai:http://127.0.0.1:9/v1#m", 1, Calls(retries=0)).write(
+            RATING, ASKS[:1], Sampling()))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []},
+        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [
+            {"index": 0, "finish_reason": "content_filter",
+             "message": {"role": "assistant", "content": None, "refusal": "I will not."}}]},
+    ],
+)  # fmt: skip
+def test_a_refusal_is_a_reply_without_words(chat, answer) -> None:
+    chat.say = lambda message, number: answer
+    (reply,) = replies(chat, ASKS[:1])
+    assert reply == Reply("")
+    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [None]
+
+
+def test_after_a_failure_nothing_new_is_sent_and_what_was_under_way_is_not_lost(chat) -> None:
+    chat.seconds = 0.05
+    chat.say = lambda message, number: 401 if number == 1 else "paid"
+    got: list[int] = []
+    asks = [Ask("new", SHOTS, seed=seed) for seed in range(30)]
+    written = open_teacher(chat.spec, 1, Calls(concurrency=2)).write(RATING, asks, Sampling())
+    with pytest.raises(TeacherError):
+        got.extend(index for index, _ in written)
+    assert len(got) == len(chat.bodies) - 1
+    assert len(chat.bodies) < 6
+
+
+def test_requests_and_tokens_keep_to_the_pace(chat) -> None:
+    chat.say = lambda message, number: "ok"
+    replies(chat, ASKS[:4], Calls(requests_per_minute=600))
+    assert min(b - a for a, b in pairwise(sorted(chat.times))) > 0.08  # a tenth of a second each
+    chat.times.clear()
+    chat.usage = {"prompt_tokens": 3000, "completion_tokens": 0, "total_tokens": 3000}
+    replies(chat, ASKS[:3], Calls(tokens_per_minute=600_000, concurrency=1))
+    # 3000 tokens are 0.3 s at this pace, however few were guessed from the request's size
+    assert min(b - a for a, b in pairwise(chat.times)) > 0.25
+
+
+def test_each_answer_is_stored_as_it_arrives_and_never_asked_for_again(chat, tmp_path) -> None:
+    chat.say = lambda message, number: 401 if number == 3 else f"answer {number}"
+    teacher = open_teacher(chat.spec, 1, Calls(concurrency=1))
+    with pytest.raises(TeacherError):
+        Answers(tmp_path).of(teacher, RATING, ASKS, Sampling())
+    assert len(list(tmp_path.glob("one-*.json"))) == 3
+    (tmp_path / "one-half.partial").write_text('{"kil')  # as a killed process leaves it
+    chat.say = lambda message, number: f"answer {number}"
+    answers = Answers(tmp_path)
+    found = answers.of(teacher, RATING, ASKS, Sampling())
+    assert [reply.text for reply in found] == [f"answer {n}" for n in (0, 1, 2, 4, 5, 6)]
+    assert len(chat.bodies) == 7
+    assert [path.name for path in tmp_path.glob("*.json")] == ["round-00000.json"]
+    assert Answers(tmp_path).of(teacher, RATING, ASKS, Sampling()) == found
+    assert len(chat.bodies) == 7
+    Answers(tmp_path).of(teacher, RATING, ASKS[:1], Sampling(temperature=0.5))
+    assert len(chat.bodies) == 8, "another temperature is another question"
+    spent = answers.spent[teacher.name]
+    assert (spent.calls, spent.prompt_tokens, spent.completion_tokens) == (6, 600, 120)
+
+
+def test_accounts_know_what_was_not_counted() -> None:
+    assert Calls(price_in=2.0, price_out=10.0).cost(1_000_000, 100_000) == 3.0
+    with pytest.raises(InputError, match=r"concurrency is 0.*price_in is -1"):
+        Calls(concurrency=0, price_in=-1)
+
+
+def test_a_server_that_counts_no_tokens_is_noted(chat, tmp_path) -> None:
+    chat.usage, chat.say = None, lambda message, number: "x"
+    answers = Answers(tmp_path)
+    answers.of(open_teacher(chat.spec, 1), RATING, ASKS[:2], Sampling())
+    assert answers.spent[chat.spec].uncounted == 2
+
+
+@pytest.mark.parametrize("kind", ["new", "paraphrase", "label", "vote"])
+def test_local_models_answer_every_kind_of_request(plain_base, chatty_base, kind) -> None:
+    ask = Ask(kind, SHOTS, text="Fine.", output="4", seed=3)
+    for base in (plain_base, chatty_base):
+        teacher = open_teacher(f"hf:{base}", threads=1)
+        ((index, reply),) = teacher.write(RATING, [ask], Sampling())
+        assert index == 0
+        assert reply.prompt_tokens is not None
+        assert reply.completion_tokens is not None
+        assert teacher.read(RATING, ask, reply.text), "random weights say nothing that parses"
+
+
+def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_base, tmp_path):
+    asks = [Ask("new", SHOTS[: 1 + n % 2], count=1, seed=n) for n in range(34)]
+    teacher = open_teacher(f"hf:{chatty_base}", threads=1)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = Answers(tmp_path / "whole").of(teacher, RATING, asks, Sampling())
+    cut, write = open_teacher(f"hf:{chatty_base}", threads=1), teacher.write
+
+    def interrupted(*given):
+        yield from islice(write(*given), 32)  # one batch of two
+        raise KeyboardInterrupt
+
+    cut.write = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        Answers(tmp_path / "cut").of(cut, RATING, asks, Sampling())
+    assert Answers(tmp_path / "cut").of(teacher, RATING, asks, Sampling()) == whole
+    assert len({reply.text for reply in whole}) > 30
+
+
+def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(chatty_base):
+    teacher = open_teacher(f"hf:{chatty_base}", threads=1)
+    long = Item("3", "word " * 5000, "3")
+    assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
+    with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
+        list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("gpt", "expected pocket"),
+        ("hf:", "expected pocket"),
+        ("openai:localhost#m", "openai:<base-url>#<model>"),
+        ("openai:http://localhost/v1", "openai:<base-url>#<model>"),
+        ("hf:./nowhere", "no such directory"),
+    ],
+)
+def test_teacher_options_that_name_nothing_are_refused(spec: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        open_teacher(spec, threads=1)
+
+
+def test_a_judge_without_a_chat_template_is_refused(plain_base: Path) -> None:
+    teacher = open_teacher(f"hf:{plain_base}", threads=1)
+    with pytest.raises(InputError, match="judge has to be a chat model"):
+        list(teacher.write(HEADLINE, [Ask("judge", SHOTS, "a", "b")], Sampling()))
+
+
+def test_what_would_be_sent_is_what_is_sent(chat) -> None:
+    teacher = open_teacher(chat.spec, 1)
+    replies(chat, ASKS[:1])
+    assert chat.bodies[0]["messages"] == teacher.prompt(RATING, ASKS[0])
+    assert json.dumps({"input": "Nice.", "output": "4"}) in chat.asked[0]
