@@ -413,7 +413,7 @@ def print_result(
     """What a command made: for people a line, for scripts an object."""
     seconds = round(time.monotonic() - started, 2)
     if as_json:
-        result = {"seconds": seconds, **_described(artifact)}
+        result = {"seconds": seconds, **_described(artifact), **(more or {})}
         click.echo(json.dumps(result, ensure_ascii=False))
     else:
         kind = artifact.manifest.kind
@@ -428,5 +428,4 @@ def _described(artifact: Artifact) -> dict[str, Any]:
         "id": manifest.id,
         "size_bytes": manifest.size_bytes,
         **manifest.measured,
-        **(more or {}),
     }
