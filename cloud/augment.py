@@ -141,7 +141,7 @@ def augment(
                     synthetic=len(kept), asked=len(kept) + len(found.rejected),
                     rejected={name: counts[name] for name in FILTERS},
                     not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
-                    spent=_accounts(answers, calls or Calls()),
+                    spent=_accounts(answers, [teacher, judge], calls or Calls()),
                 )  # fmt: skip
     if not kept and sum(wanted.values()):
         reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
@@ -230,12 +230,16 @@ def _filters(
     return Filters(user.task, train, inputs, outputs, is_personal)
 
 
-def _accounts(answers: Answers, calls: Calls) -> dict[str, dict[str, Any]]:
-    """What each teacher was asked, wrote and cost, by its name; earlier, cut off runs included."""
-    return {
-        name: {**asdict(spent), "cost": calls.cost(spent.prompt_tokens, spent.completion_tokens)}
-        for name, spent in answers.spent.items()
-    }
+def _accounts(
+    answers: Answers, teachers: Sequence[Teacher | None], calls: Calls
+) -> dict[str, dict[str, Any]]:
+    """What each teacher was asked, wrote and cost, by its name; cut off runs included."""
+    found: dict[str, dict[str, Any]] = {}
+    for teacher in filter(None, teachers):
+        spent = answers.spent[teacher.name]
+        tokens = (spent.prompt_tokens, spent.completion_tokens) if teacher.is_remote else (0, 0)
+        found[teacher.name] = {**asdict(spent), "cost": calls.cost(*tokens)}
+    return found
 
 
 def _row(task: Task, text: str, output: str) -> dict[str, Any]:

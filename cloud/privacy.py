@@ -35,19 +35,14 @@ class Scrubber:
         self._find = _finder()
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
-        self._scrubbed: dict[str, str] = {}
-        for text in texts:
-            self.scrub(text)
-        self._scrubbed.clear()  # what a later text gave away is taken out of the earlier ones, too
+        found = {text: self._found_replaced(text) for text in texts}
+        # What a later text gave away is taken out of the earlier ones, too.
+        self._scrubbed = {text: self._known_replaced(made) for text, made in found.items()}
 
     def scrub(self, text: str) -> str:
         """The text with placeholders."""
         if text not in self._scrubbed:
-            made, end = list[str](), 0
-            for start, stop, kind in self._find(text):
-                made += [text[end:start], self._placeholder(text[start:stop], kind)]
-                end = stop
-            self._scrubbed[text] = self._known_replaced("".join([*made, text[end:]]))
+            self._scrubbed[text] = self._known_replaced(self._found_replaced(text))
         return self._scrubbed[text]
 
     def restore(self, text: str) -> str:
@@ -71,6 +66,13 @@ class Scrubber:
             self._placeholders[value] = name = f"<{kind}_{len(self._values) + 1}>"
             self._values[name] = value
         return self._placeholders[value]
+
+    def _found_replaced(self, text: str) -> str:
+        made, end = list[str](), 0
+        for start, stop, kind in self._find(text):
+            made += [text[end:start], self._placeholder(text[start:stop], kind)]
+            end = stop
+        return "".join([*made, text[end:]])
 
     def _known_replaced(self, text: str) -> str:
         for value in sorted(self._placeholders, key=len, reverse=True):

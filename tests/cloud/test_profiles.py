@@ -133,6 +133,25 @@ def test_an_item_written_after_the_first_question_is_not_learned_from(tmp_path: 
     assert [item.id for item in profile.items] == ["a", "b"]
 
 
+def test_the_news_variant_of_lamp_2_is_read_under_the_name_its_files_have(tmp_path: Path) -> None:
+    item, question, gold, pair, asked = SAMPLES["LaMP_2N"]
+    first, last = NEWS_CATEGORIES[0], NEWS_CATEGORIES[-1]
+    question = question.replace(first, "#").replace(last, first).replace("#", last)
+    one = {"id": "1", "input": question, "profile": [{"id": i, **item} for i in "ab"]}
+    questions = lamp_files(tmp_path, "LaMP_2", [one], gold)
+    given = {**GIVEN, "outputs": tmp_path / "dev_outputs.json"}
+    with pytest.raises(InputError, match="import it with --task LaMP_2N"):
+        import_profile(questions, tmp_path / "p", **given)
+    profile = read_profile(
+        import_profile(questions, tmp_path / "p", **{**given, "task": "LaMP_2N"})
+    )
+    assert profile.task == TASKS["LaMP_2N"]
+    assert (profile.items[0].input, profile.items[0].output) == pair
+    (held_out,) = profile.questions
+    # its labels stand in another order than ours, and still only the article is the input
+    assert (held_out.query, held_out.input, held_out.output) == (question, asked, gold)
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
