@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -142,6 +143,19 @@ def _root_key(settings: Settings) -> Iterator[Finding]:
             )
 
 
+def _teachers(settings: Settings) -> Iterator[Finding]:
+    """Whether personal data can be taken out of what remote teachers are sent."""
+    remote = [name for name, spec in settings.teachers.items() if spec.startswith("openai:")]
+    if not remote:
+        return
+    names = ", ".join(remote)
+    if all(find_spec(name) for name in ("presidio_analyzer", "spacy")):
+        yield Finding("ok", "teachers", f"{names}: personal data is taken out of what they see")
+    else:
+        text = f"{names}: a worker that asks them needs pip install 'pocketune[privacy]'"
+        yield Finding("fail", "teachers", text)
+
+
 def _hosts(settings: Settings) -> Iterator[Finding]:
     """What several hosts must have in common, where the database says that there may be several."""
     if settings.resolved_database_url.startswith("sqlite"):
@@ -201,5 +215,6 @@ def _callers(settings: Settings) -> Iterator[Finding]:
 
 
 _CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
-    _python, _packages, _database, _stores, _root_key, _hosts, _disk, _port, _tls, _callers,
+    _python, _packages, _database, _stores, _root_key, _teachers, _hosts, _disk, _port, _tls,
+    _callers,
 )  # fmt: skip

@@ -2,15 +2,20 @@
 
 import json
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 
+from cloud import privacy
 from cloud.augment import AugmentConfig, augment, dry_run
 from cloud.privacy import Scrubber
 from cloud.profiles import Consent, Item, Profile, read_rows, write_profile
+from cloud.service.doctor import examine
+from cloud.service.settings import Settings
 from cloud.tasks import custom_task
 from cloud.teachers import open_teacher
+from protos.errors import InputError
 
 MAILS = custom_task("mails", "generation", "Subject for this mail of ann@example.com: {input}", ())
 TEXTS = [
@@ -106,6 +111,27 @@ def test_a_remote_teacher_sees_placeholders_and_the_dataset_has_the_values(
     measured = dataset.manifest.measured
     assert measured["rejected"]["personal-data"] == 2
     assert measured["scrubbed"] == 10
+
+
+def test_without_the_extra_nothing_is_sent_and_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, profile, chat
+) -> None:
+    privacy._finder.cache_clear()
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)  # as if it were not there
+    with pytest.raises(InputError, match=r"pip install 'pocketune\[privacy\]'; --scrub off sends"):
+        augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", AugmentConfig())
+    assert chat.bodies == []
+
+
+def test_the_doctor_says_whether_remote_teachers_can_be_used(monkeypatch, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, teachers={"big": "openai:http://localhost/v1#m"})
+    found = {each.what: each for each in examine(settings)}
+    assert (found["teachers"].level, found["teachers"].text.split(":")[0]) == ("ok", "big")
+    monkeypatch.setitem(sys.modules, "presidio_analyzer", None)
+    found = {each.what: each for each in examine(settings)}
+    assert found["teachers"].level == "fail"
+    assert "pocketune[privacy]" in found["teachers"].text
+    assert "teachers" not in {each.what for each in examine(Settings(data_dir=tmp_path))}
 
 
 def test_scrubbing_can_be_turned_off_and_on(tmp_path: Path, profile, chat) -> None:
