@@ -61,7 +61,8 @@ class OpenAITeacher:
             return
         import openai
 
-        pace = Pace(self.calls)
+        stopped = threading.Event()
+        pace = Pace(self.calls, stopped)
         client = openai.OpenAI(
             base_url=self.base_url,
             api_key=self.api_key,
@@ -76,6 +77,7 @@ class OpenAITeacher:
                     lambda ask: self._call(client, pace, task, ask, sampling),
                     asks,
                     self.calls.concurrency,
+                    stopped,
                 )
             except (openai.OpenAIError, ValueError) as error:
                 reason = " ".join(str(error).split())[:300]
@@ -95,12 +97,11 @@ class OpenAITeacher:
 
 
 def _as_they_come(
-    call: Callable[[Ask], Reply], asks: Sequence[Ask], concurrency: int
+    call: Callable[[Ask], Reply], asks: Sequence[Ask], concurrency: int, stopped: threading.Event
 ) -> Iterator[tuple[int, Reply]]:
     """Replies with their indices. After a failure, or Ctrl-C, nothing new is sent; what is on its
     way is paid for, so it is waited for and given out before the failure is raised.
     """
-    stopped = threading.Event()
     failure: BaseException | None = None
 
     def unless_stopped(ask: Ask) -> Reply | None:
@@ -108,6 +109,8 @@ def _as_they_come(
             return None
         try:
             return call(ask)
+        except Stopped:
+            return None
         except BaseException:
             stopped.set()
             raise
@@ -148,27 +151,37 @@ def _reply(answer: Any) -> Reply:
     return Reply(text, usage.prompt_tokens or 0, usage.completion_tokens or 0)
 
 
+class Stopped(BaseException):
+    """A request that waited for its turn will not be sent; the client must not try it again."""
+
+
 class Pace:
     """When the next request may leave: each takes its share of a minute, of requests and tokens.
 
     A request's tokens are guessed from its size and corrected by what the server has counted.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, stopped: threading.Event) -> None:
         self._per_request = 60 / calls.requests_per_minute if calls.requests_per_minute else 0.0
         self._per_token = 60 / calls.tokens_per_minute if calls.tokens_per_minute else 0.0
         self._next = time.monotonic()
         self._lock = threading.Lock()
         self._guessed = threading.local()
+        self._stopped = stopped
 
     def wait(self, request: Any) -> None:
-        """Hold a request back until it may leave."""
+        """Hold a request back until it may leave.
+
+        Raises:
+            Stopped: none may leave any more.
+        """
         guess = len(request.content) // _CHARS_PER_TOKEN
         self._guessed.tokens = getattr(self._guessed, "tokens", 0) + guess
         with self._lock:
             start = max(self._next, time.monotonic())
             self._next = start + max(self._per_request, guess * self._per_token)
-        time.sleep(max(0.0, start - time.monotonic()))
+        if self._stopped.wait(max(0.0, start - time.monotonic())):
+            raise Stopped
 
     def spent(self, tokens: int) -> None:
         """Correct the guesses of this thread's last call, retries included."""

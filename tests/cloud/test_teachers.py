@@ -108,6 +108,14 @@ def test_requests_and_tokens_keep_to_the_pace(chat) -> None:
     assert min(b - a for a, b in pairwise(chat.times)) > 0.25
 
 
+def test_what_waits_for_its_turn_is_not_sent_after_a_failure(chat) -> None:
+    chat.say = lambda message, number: 401
+    slow = Calls(requests_per_minute=4, concurrency=4)  # the second would leave after 15 s
+    with pytest.raises(TeacherError, match="AuthenticationError"):
+        replies(chat, ASKS, slow)
+    assert len(chat.bodies) == 1
+
+
 def test_each_answer_is_stored_as_it_arrives_and_never_asked_for_again(chat, tmp_path) -> None:
     chat.say = lambda message, number: 401 if number == 3 else f"answer {number}"
     teacher = open_teacher(chat.spec, 1, Calls(concurrency=1))
