@@ -72,13 +72,16 @@ class Candidates:
         After each round comes how much of the pool is there, 0 to 1.
 
         Raises:
-            InputError: no item can be shown. TeacherError: the teacher failed.
+            InputError: no item can be shown, or the judge cannot judge.
+            TeacherError: a teacher failed.
         """
         count = sum(wanted.values())
         if not count:
             return
         pool = _pool(wanted, self._config)
         config = self._config
+        if self._judge:
+            self._judge.prompt(self._task, Ask("judge", ()))  # refuses before anything is paid for
         shown = seeds.showable(self._train, config.max_chars)
         self.not_shown = len(self._train) - len(shown)
         self._hands = seeds.choose_shots(shown, config.shots, config.seed + 1, config.max_chars)

@@ -25,9 +25,9 @@ _ITEMS_PER_ASK = 5
 _CHARS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class OpenAITeacher:
-    """A model by name, and how it may be called."""
+    """A model by name, and how it may be called; the pace is that of all its calls together."""
 
     base_url: str
     model: str
@@ -35,6 +35,9 @@ class OpenAITeacher:
     calls: Calls = field(default_factory=Calls)
     is_remote: bool = True
     items_per_ask: int = _ITEMS_PER_ASK
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.calls)
 
     @property
     def name(self) -> str:
@@ -62,19 +65,22 @@ class OpenAITeacher:
         import openai
 
         stopped = threading.Event()
-        pace = Pace(self.calls, stopped)
+
+        def hold_back(request: Any) -> None:
+            self._pace.wait(request, stopped)
+
         client = openai.OpenAI(
             base_url=self.base_url,
             api_key=self.api_key,
             timeout=self.calls.timeout_s,
             max_retries=self.calls.retries,
             # the hook sees every request, those of retries included
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [pace.wait]}),
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [hold_back]}),
         )
         with client:
             try:
                 yield from _as_they_come(
-                    lambda ask: self._call(client, pace, task, ask, sampling),
+                    lambda ask: self._call(client, task, ask, sampling),
                     asks,
                     self.calls.concurrency,
                     stopped,
@@ -83,7 +89,7 @@ class OpenAITeacher:
                 reason = " ".join(str(error).split())[:300]
                 raise TeacherError(f"{self.name}: {type(error).__name__}: {reason}") from None
 
-    def _call(self, client: Any, pace: Pace, task: Task, ask: Ask, sampling: Sampling) -> Reply:
+    def _call(self, client: Any, task: Task, ask: Ask, sampling: Sampling) -> Reply:
         answer = client.chat.completions.create(
             model=self.model,
             messages=self.prompt(task, ask),
@@ -92,7 +98,7 @@ class OpenAITeacher:
             seed=ask.seed,
         )
         reply = _reply(answer)
-        pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
+        self._pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
         return reply
 
 
@@ -161,15 +167,14 @@ class Pace:
     A request's tokens are guessed from its size and corrected by what the server has counted.
     """
 
-    def __init__(self, calls: Calls, stopped: threading.Event) -> None:
+    def __init__(self, calls: Calls) -> None:
         self._per_request = 60 / calls.requests_per_minute if calls.requests_per_minute else 0.0
         self._per_token = 60 / calls.tokens_per_minute if calls.tokens_per_minute else 0.0
         self._next = time.monotonic()
         self._lock = threading.Lock()
         self._guessed = threading.local()
-        self._stopped = stopped
 
-    def wait(self, request: Any) -> None:
+    def wait(self, request: Any, stopped: threading.Event) -> None:
         """Hold a request back until it may leave.
 
         Raises:
@@ -180,7 +185,7 @@ class Pace:
         with self._lock:
             start = max(self._next, time.monotonic())
             self._next = start + max(self._per_request, guess * self._per_token)
-        if self._stopped.wait(max(0.0, start - time.monotonic())):
+        if stopped.wait(max(0.0, start - time.monotonic())):
             raise Stopped
 
     def spent(self, tokens: int) -> None:

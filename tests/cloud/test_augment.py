@@ -324,6 +324,15 @@ def test_a_judges_mark_must_be_reached_and_counts_for_the_choice(
     assert {"profile", "teacher", "judge"} == set(dataset.manifest.parents)
 
 
+def test_a_judge_that_cannot_judge_is_refused_before_anything_is_paid_for(
+    tmp_path: Path, chat, small_profile: Artifact, plain_base: Path
+) -> None:
+    judge = open_teacher(f"hf:{plain_base}", 1)
+    with pytest.raises(InputError, match="a judge has to be a chat model"):
+        augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(), judge=judge)
+    assert chat.bodies == []
+
+
 def test_paraphrases_keep_the_users_output_and_strategies_mix(tmp_path: Path, chat) -> None:
     profile = profile_of(tmp_path / "p", MAILS, HAM)
     adjectives = "blue green early late small tall round flat wide thin"
