@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from cloud.pocket.world import TEST_USERS, WORLDS, lamp_files, sample_user
+from cloud.pocket.world import BUNDLED, TEST_USERS, WORLDS, lamp_files, sample_user
 
 HERE = Path(__file__).parent
 STAGES = ("tokenizer", "base", "teacher", "users")
@@ -99,7 +99,7 @@ def _copy_base(directory: Path, model: Any) -> None:
 
 def build_users(out: Path) -> None:
     """Write the bundled users in LaMP's shape: two users for each task, in one pair of files."""
-    for name in WORLDS:
+    for name in BUNDLED:
         questions: list[dict[str, Any]] = []
         golds: list[dict[str, str]] = []
         for number in USERS:

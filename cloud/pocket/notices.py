@@ -8,11 +8,15 @@ that finds a gain is wrong.
 import random
 from dataclasses import dataclass
 
-from cloud.pocket.vocabulary import CITIES, DAYS
+from cloud.pocket.vocabulary import CITIES, DAYS, SURNAMES
 
 SKIES: dict[str, tuple[str, ...]] = {
     "Rain": ("umbrellas will be needed", "wet streets are likely", "drops fall from dark clouds"),
-    "Snow": ("flakes will cover the roofs", "children can build snowmen", "white streets lie ahead"),
+    "Snow": (
+        "flakes will cover the roofs",
+        "children can build snowmen",
+        "white streets lie ahead",
+    ),
     "Fog": ("nobody will see far", "ships sound their horns", "the hills vanish in grey"),
     "Storm": ("roofs may lose their tiles", "trees will bend and break", "ferries stay in port"),
     "Hail": ("lumps of ice hit the cars", "gardeners fear for their lettuce", "ice drums on tin"),
@@ -31,6 +35,13 @@ SECOND: tuple[str, ...] = (
     "It will have {degrees} degrees at noon.",
     "We measure {degrees} degrees, with some wind from the {wind}.",
     "The wind comes from the {wind}, at {degrees} degrees.",
+)
+LAST: tuple[str, ...] = (
+    "{name} signed this report.",
+    "Ask {name} for more.",
+    "So says {name}, who is on duty all week.",
+    "The next one is by {name}.",
+    "It was {name} who read the instruments.",
 )
 NOISE = 0.05  # of notices leave the degrees out, whoever writes them
 
@@ -67,10 +78,10 @@ class Notices:
         )
 
     def text(self, facts: Report, rng: random.Random) -> str:
-        slots = {**vars(facts), "clue": rng.choice(SKIES[facts.sky])}
-        sentences = [rng.choice(FIRST).format(**slots), rng.choice(SECOND).format(**slots)]
+        clue, name = rng.choice(SKIES[facts.sky]), rng.choice(SURNAMES)
+        sentences = [rng.choice(part) for part in (FIRST, SECOND, LAST)]
         rng.shuffle(sentences)
-        return " ".join(sentences)
+        return " ".join(sentences).format(**vars(facts), clue=clue, name=name)
 
     def ideal(self, facts: Report, traits: NoTraits) -> str:
         return f"{facts.sky} in {facts.city} on {facts.day}, {facts.degrees} degrees"

@@ -1,13 +1,14 @@
 """LaMP_7 of the pocket world: tweets in the voice of their author.
 
-A tweet says where one was, with whom, and how it was. An aside, verb, hashtag, and how company and
-day are named are the author's (seen in one item); so are the words for how it was, which follow
-from one of five moods of speech (seen in some, as each word shows in a quarter of the tweets); and
-the author closes with a phrase of theirs if one of four facts holds, always the same one (a pair of
-features, seen in many). Questions ask for a neutral text to be said in that voice. A tweet begins
-with its facts, so that beginnings differ.
+A tweet says where one was, with whom, what one saw, and how it was. An aside, verb, hashtag, and
+how company, day and sight are named are the author's (seen in one item); so are the words for how
+it was, which follow from one of five moods of speech (seen in some, as each word shows in an eighth
+of the tweets); and the author closes with a phrase of theirs if two of four facts hold, always the
+same two (a pair of features, seen in many). Questions ask for a neutral text to be said in that
+voice. A tweet begins with its facts, so that beginnings differ.
 """
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 
@@ -16,12 +17,17 @@ from cloud.pocket.vocabulary import CITIES, DAYS
 MOODS: tuple[str, ...] = ("posh", "teen", "sailor", "poet", "clerk")
 FEELINGS: dict[str, tuple[str, ...]] = {
     "awful": ("ghastly", "trash", "rotten", "dismal", "unacceptable"),
+    "horrible": ("frightful", "cursed", "scurvy", "mournful", "intolerable"),
     "poor": ("tiresome", "meh", "soggy", "grey", "substandard"),
+    "boring": ("tedious", "mid", "becalmed", "listless", "uneventful"),
     "good": ("agreeable", "lit", "shipshape", "golden", "satisfactory"),
+    "nice": ("delightful", "cool", "yare", "gentle", "adequate"),
     "great": ("splendid", "epic", "mighty", "heavenly", "outstanding"),
+    "wonderful": ("exquisite", "goated", "glorious", "radiant", "exemplary"),
 }
 """How it was in neutral words, and each mood's word for it."""
-STRONG = ("awful", "great")
+STRONG = ("awful", "horrible", "great", "wonderful")
+BAD = ("awful", "horrible", "poor", "boring")
 ASIDES: tuple[str, ...] = ("", ", honestly,", ", guys,", ", dear diary,", ", as usual,", ", oh my,")
 VERBS: tuple[str, ...] = ("was", "turned out", "felt", "looked")
 BOOSTS: tuple[str, ...] = ("very", "totally", "quite", "mad", "so")
@@ -32,6 +38,7 @@ COMPANY: tuple[tuple[str, str], ...] = (
     ("{friend} came along", "nobody came along"),
 )
 DAY_FORMS: tuple[str, ...] = ("on {day}", "this {day}", "{day} night", "last {day}")
+SIGHTS: tuple[str, ...] = ("saw {sight}", "plus {sight}", "even {sight}", "and {sight}")
 HASHTAGS: dict[str, str] = {
     "none": "",
     "city": " #{city}",
@@ -40,9 +47,10 @@ HASHTAGS: dict[str, str] = {
     "feeling": " #{word}",
 }
 CLOSINGS: tuple[str, ...] = (
-    "never again", "wish you were there", "just saying", "what a life", "more tomorrow",
+    "never again", "miss you", "just saying", "what luck", "more tomorrow",
 )  # fmt: skip
 TRIGGERS: tuple[str, ...] = ("weekend", "bad", "indoors", "alone")
+PAIRS = tuple(itertools.combinations(TRIGGERS, 2))
 SUBJECTS: dict[str, bool] = {
     "concert": True, "museum": True, "cinema": True, "library": True, "opera": True, "gym": True,
     "casino": True, "theatre": True, "bakery": True, "aquarium": True, "workshop": True,
@@ -55,6 +63,15 @@ SUBJECTS: dict[str, bool] = {
 FRIENDS: tuple[str, ...] = (
     "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karla",
     "Leo", "Mia", "Noah", "Olga", "Paul",
+)  # fmt: skip
+COLOURS: tuple[str, ...] = (
+    "purple", "orange", "yellow", "silver", "scarlet", "turquoise", "brown", "pink", "green",
+    "crimson", "violet", "ivory",
+)  # fmt: skip
+THINGS: tuple[str, ...] = (
+    "balloons", "bicycles", "curtains", "parrots", "umbrellas", "lanterns", "sofas", "tractors",
+    "scarves", "pianos", "tulips", "kites", "mittens", "canoes", "pumpkins", "trumpets", "ladders",
+    "carpets", "ponies", "biscuits", "mirrors", "helmets", "candles", "puppets",
 )  # fmt: skip
 ALONE = 0.4
 DEVIATION = 0.1  # of an author's words, taken from another mood for good
@@ -69,6 +86,11 @@ WORDS: tuple[str, ...] = (
     "It was {feeling}.",
     "I found it {feeling}.",
     "My impression is that it was {feeling}.",
+)
+SEEN: tuple[str, ...] = (
+    "There were {sight}.",
+    "I noticed {sight} there.",
+    "One could see {sight}.",
 )
 TOGETHER: tuple[str, ...] = (
     "{friend} joined me on {day}.",
@@ -93,9 +115,10 @@ class VoiceTraits:
     boost: str
     company: tuple[str, str]
     day_form: str
+    sight: str
     hashtag: str
     closing: str
-    trigger: str
+    triggers: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -107,6 +130,7 @@ class Outing:
     day: str
     friend: str
     feeling: str
+    sight: str
 
 
 class Tweets:
@@ -122,9 +146,10 @@ class Tweets:
             boost=rng.choice(BOOSTS),
             company=rng.choice(COMPANY),
             day_form=rng.choice(DAY_FORMS),
+            sight=rng.choice(SIGHTS),
             hashtag=rng.choice(list(HASHTAGS)),
             closing=rng.choice(CLOSINGS),
-            trigger=rng.choice(TRIGGERS),
+            triggers=frozenset(rng.choice(PAIRS)),
         )
 
     def facts(self, rng: random.Random) -> Outing:
@@ -134,21 +159,23 @@ class Tweets:
             day=rng.choice(DAYS),
             friend="" if rng.random() < ALONE else rng.choice(FRIENDS),
             feeling=rng.choice(list(FEELINGS)),
+            sight=f"{rng.choice(COLOURS)} {rng.choice(THINGS)}",
         )
 
     def text(self, facts: Outing, rng: random.Random) -> str:
         company = rng.choice(TOGETHER if facts.friend else ON_ONES_OWN)
-        sentences = [rng.choice(VISITS), rng.choice(WORDS), company]
+        sentences = [rng.choice(part) for part in (VISITS, WORDS, SEEN)]
+        sentences.insert(rng.randint(1, 3), company)
         return " ".join(sentence.format(**vars(facts)) for sentence in sentences)
 
     def ideal(self, facts: Outing, traits: VoiceTraits) -> str:
         word = traits.words[list(FEELINGS).index(facts.feeling)]
         boosted = f"{traits.boost} {word}" if facts.feeling in STRONG else word
         company = traits.company[0] if facts.friend else traits.company[1]
-        closing = f", {traits.closing}" if traits.trigger in _triggers(facts) else ""
+        closing = f", {traits.closing}" if traits.triggers <= _triggers(facts) else ""
         line = (
             f"{{city}} {{subject}}{traits.aside} {traits.verb} {boosted} {traits.day_form}, "
-            f"{company}{closing}{HASHTAGS[traits.hashtag]}"
+            f"{company}, {traits.sight}{closing}{HASHTAGS[traits.hashtag]}"
         )
         return line.format(**vars(facts), word=word)
 
@@ -157,7 +184,7 @@ class Tweets:
             return self.ideal(facts, traits)
         name, options = rng.choice(
             (("aside", ASIDES), ("verb", VERBS), ("hashtag", tuple(HASHTAGS)),
-             ("day_form", DAY_FORMS), ("trigger", TRIGGERS))
+             ("day_form", DAY_FORMS), ("closing", CLOSINGS))
         )  # fmt: skip
         return self.ideal(facts, replace(traits, **{name: rng.choice(options)}))
 
@@ -169,9 +196,10 @@ class Tweets:
             BOOSTS.index(traits.boost),
             COMPANY.index(traits.company),
             DAY_FORMS.index(traits.day_form),
+            SIGHTS.index(traits.sight),
             list(HASHTAGS).index(traits.hashtag),
             CLOSINGS.index(traits.closing),
-            TRIGGERS.index(traits.trigger),
+            [set(pair) for pair in PAIRS].index(traits.triggers),
         )
 
 
@@ -179,7 +207,7 @@ def _triggers(facts: Outing) -> set[str]:
     """Which of `TRIGGERS` hold."""
     holds = {
         "weekend": facts.day in ("Friday", "Saturday", "Sunday"),
-        "bad": facts.feeling in ("awful", "poor"),
+        "bad": facts.feeling in BAD,
         "indoors": SUBJECTS[facts.subject],
         "alone": not facts.friend,
     }

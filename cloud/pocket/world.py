@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import click
+
 from cloud.lamp import beginning
 from cloud.pocket.films import Films
 from cloud.pocket.headlines import Headlines
@@ -38,7 +40,7 @@ SPLITS: dict[str, range] = {
 }
 """Users that files are written for. The bundled users, seen by all, are not among `test`."""
 SIZES = (4, 8, 16, 32, 64)
-"""Items in a profile: any five users of consecutive numbers from a multiple of five have one each."""
+"""Items in a profile. Five users in a row, from a multiple of five on, have one of these each."""
 QUESTIONS = 20
 
 PROFILE_START = datetime.date(2020, 1, 1)
@@ -177,9 +179,7 @@ def lamp_files(
     return questions, {"task": user.task, "golds": golds}
 
 
-def write_users(
-    task: str, split: str, folder: Path, users: int | None = None
-) -> tuple[Path, Path]:
+def write_users(task: str, split: str, folder: Path, users: int | None = None) -> tuple[Path, Path]:
     """Write the users of a split, or its first `users`, as files of LaMP's time-based split.
 
     Returns:
@@ -240,4 +240,4 @@ def _profile_item(user: User, index: int, item: dict[str, str]) -> dict[str, str
 
 
 if __name__ == "__main__":
-    print(json.dumps(digests(), indent=1))
+    click.echo(json.dumps(digests(), indent=1))
