@@ -50,7 +50,7 @@ CLOSINGS: tuple[str, ...] = (
     "never again", "miss you", "just saying", "what luck", "more tomorrow",
 )  # fmt: skip
 TRIGGERS: tuple[str, ...] = ("weekend", "bad", "indoors", "alone")
-PAIRS = tuple(itertools.combinations(TRIGGERS, 2))
+PAIRS: tuple[tuple[str, str], ...] = tuple(itertools.combinations(TRIGGERS, 2))
 SUBJECTS: dict[str, bool] = {
     "concert": True, "museum": True, "cinema": True, "library": True, "opera": True, "gym": True,
     "casino": True, "theatre": True, "bakery": True, "aquarium": True, "workshop": True,
@@ -199,7 +199,7 @@ class Tweets:
             SIGHTS.index(traits.sight),
             list(HASHTAGS).index(traits.hashtag),
             CLOSINGS.index(traits.closing),
-            [set(pair) for pair in PAIRS].index(traits.triggers),
+            [frozenset(pair) for pair in PAIRS].index(traits.triggers),
         )
 
 

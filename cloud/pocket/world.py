@@ -27,7 +27,7 @@ from cloud.pocket.notices import Notices
 from cloud.pocket.papers import PAPERS, Citations
 from cloud.pocket.reviews import Reviews
 from cloud.pocket.tweets import Tweets
-from cloud.tasks import TASKS
+from cloud.tasks import TASKS, Task
 from protos.errors import InputError
 
 TRAIN_USERS = range(1_000_000)
@@ -153,6 +153,11 @@ def sample_items(user: User, count: int, stream: str = "profile") -> list[dict[s
     ]
 
 
+def question_text(task: Task, text: str) -> str:
+    """A held-out question in LaMP's own words."""
+    return (task.question or task.prompt).replace("{input}", text)
+
+
 def profile_size(user: User) -> int:
     """How many items this user has: one of `SIZES`."""
     block, place = divmod(user.number, len(SIZES))
@@ -173,7 +178,7 @@ def lamp_files(
     golds: list[dict[str, str]] = []
     for index, item in enumerate(sample_items(user, question_count, "questions")):
         name = f"{user.number}{index:04d}"
-        text = (task.question or task.prompt).replace("{input}", item["input"])
+        text = question_text(task, item["input"])
         questions.append({"id": name, "input": text, "user_id": user.id, "profile": profile})
         golds.append({"id": name, "output": item["output"]})
     return questions, {"task": user.task, "golds": golds}

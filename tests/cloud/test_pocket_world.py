@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud.filters import Filters
 from cloud.lamp import read_lamp, task_of
 from cloud.pocket import build, ceilings, world
 from cloud.pocket.world import (
@@ -26,6 +27,7 @@ from cloud.pocket.world import (
     sample_user,
     write_users,
 )
+from cloud.profiles import Item
 from cloud.tasks import TASKS
 from protos.errors import InputError
 
@@ -224,6 +226,23 @@ def test_nothing_can_be_gained_where_there_are_no_traits() -> None:
     found = ceilings.row("POCKET_0", [sample_user("POCKET_0", n) for n in DEV_USERS[:5]])
     assert set(found.values()) == {found["oracle"]}
     assert found["oracle"] > 0.97
+
+
+@tasks
+def test_most_new_items_of_a_user_pass_our_own_filters(task: str) -> None:
+    """Else no teacher, however good, could help this user."""
+    passed = 0
+    for number in DEV_USERS[:3]:
+        user = sample_user(task, number)
+        rows = enumerate(sample_items(user, 16))
+        real = [Item(str(n), row["input"], row["output"], row["date"]) for n, row in rows]
+        asked = sample_items(user, QUESTIONS, "questions")
+        inputs, outputs = ([row[name] for row in asked] for name in ("input", "output"))
+        filters = Filters(TASKS[task], real, inputs, outputs)
+        for row in sample_items(user, 20, "fresh"):
+            pair = (row["input"], row["output"])
+            passed += not (filters.rejects(pair) or filters.keep(pair))
+    assert passed >= 0.6 * 3 * 20
 
 
 @pytest.mark.parametrize("task", BUNDLED)
