@@ -113,15 +113,11 @@ def item_from_lamp(row: dict[str, Any], task: Task) -> Item:
         output = text_field(row, task.output_field)
         check_label(task, output, task.output_field)
         return Item(str(row["id"]), text, output, date_field(row))
-    if len(text.split()) < 2:
-        raise ItemError(task.input_field, "one word only, so no beginning to complete")
-    return Item(str(row["id"]), beginning(text), text, date_field(row))
-
-
-def beginning(text: str) -> str:
-    """The first words of a text, which its training pair has as input (LaMP_7)."""
     words = text.split()
-    return " ".join(words[: max(1, round(len(words) * TWEET_HEAD))])
+    if len(words) < 2:
+        raise ItemError(task.input_field, "one word only, so no beginning to complete")
+    head = max(1, round(len(words) * TWEET_HEAD))
+    return Item(str(row["id"]), " ".join(words[:head]), text, date_field(row))
 
 
 def _common_items(samples: list[Sample], task: Task) -> list[Item]:

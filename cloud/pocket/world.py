@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import click
 
-from cloud.lamp import beginning
+from cloud.lamp import item_from_lamp
 from cloud.pocket.films import Films
 from cloud.pocket.headlines import Headlines
 from cloud.pocket.notices import Notices
@@ -136,13 +136,15 @@ def draw(user: User, stream: str = "profile") -> Iterator[Drawn]:
     date = PROFILE_START if stream == "profile" else LATER_START
     asked = stream == "questions"
     world = asked_world(user.task) if asked else WORLDS[user.task]
-    begins = TASKS[user.task].is_beginning and not asked
+    task = TASKS[user.task]
     while True:
         date += datetime.timedelta(days=rng.randint(1, MAX_GAP_DAYS))
         facts = world.facts(rng)
         text = world.text(facts, rng)
         output = world.output(facts, user.traits, rng)
-        yield Drawn(facts, beginning(output) if begins else text, output, date.isoformat())
+        if task.is_beginning and not asked:
+            text = item_from_lamp({"id": "", task.input_field: output}, task).input
+        yield Drawn(facts, text, output, date.isoformat())
 
 
 def sample_items(user: User, count: int, stream: str = "profile") -> list[dict[str, str]]:
