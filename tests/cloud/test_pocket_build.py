@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from cloud.pocket import batches, build, measure
 from cloud.pocket.build import Model, Plan
@@ -31,8 +32,6 @@ TINY = Plan(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(str(measure.MODELS / "teacher"))
 
 
@@ -125,12 +124,12 @@ def test_the_plan_stays_within_the_sizes_that_are_bundled() -> None:
 
 
 def test_the_loss_falls(made: Path, tmp_path: Path) -> None:
-    base = measure.load_models(made / "models").base_tokenizer
+    base = AutoTokenizer.from_pretrained(str(made / "models" / "base"))
 
     def run(pause_at: int) -> Progress:
         return train(
             build.new_model(TINY, TINY.base, len(base)),
-            lambda step: batches.base_batch(base, 8, "falls", step),
+            lambda step: batches.base_batch(base, 4, "falls", step),
             Schedule(30),
             tmp_path / "run.checkpoint",
             pause=lambda step: step == pause_at,
