@@ -1,7 +1,7 @@
 """The training loop of both pocket models: batches in, a trained causal LM out.
 
-Matrices are trained with Muon, everything else with AdamW; bf16 autocast on a GPU if there is one,
-else on two threads (AMX on recent x86). A batch carries a loss weight a token: 0 skips it, prompts
+Matrices are trained with Muon, everything else with AdamW; bf16 autocast, on a GPU if there is one
+(else AMX on recent x86 helps). A batch carries a loss weight a token: 0 skips it, prompts
 count little, outputs fully.
 """
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-THREADS = 2
 LOG_EVERY, SAVE_EVERY = 25, 50
 
 
@@ -92,7 +91,6 @@ def train(
     It goes on where `checkpoint` stands, if that is there, and leaves one every `SAVE_EVERY` steps
     and at the end. Batches depend on their number only, so a run in pieces makes the same model.
     """
-    torch.set_num_threads(THREADS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     modules: dict[str, nn.Module] = {"model": model.to(device)}
     if heads is not None:
