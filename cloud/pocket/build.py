@@ -9,9 +9,9 @@ the same. docs/pocket.md says how long it takes. Floating point sums depend on t
 equal quality elsewhere, not equal bytes.
 """
 
-import argparse
 import functools
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -94,6 +94,7 @@ def build_base(plan: Plan, out: Path, pause: Pause) -> bool:
     batch_of = functools.partial(base_batch, tokenizer, own.rows, f"pocket base {SEED}")
     schedule = Schedule(own.steps, own.muon_lr, own.adam_lr)
     run = train(model, batch_of, schedule, _checkpoint(out, "base"), pause=pause)
+    click.echo(f"base: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
     return _finish(model, directory, _checkpoint(out, "base"), run.step == own.steps)
 
 
@@ -119,6 +120,7 @@ def build_teacher(plan: Plan, out: Path, pause: Pause) -> bool:
 
     schedule = Schedule(own.steps, own.muon_lr, own.adam_lr, TRAIT_WEIGHT)
     run = train(model, batch_of, schedule, _checkpoint(out, "teacher"), heads, pause)
+    click.echo(f"teacher: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
     return _finish(model, directory, _checkpoint(out, "teacher"), run.step == own.steps)
 
 
@@ -146,7 +148,6 @@ def _finish(model: Any, directory: Path, checkpoint: Path, has_ended: bool) -> b
     """Write what was trained in bfloat16, with its config; then the checkpoint can go."""
     import torch
 
-    click.echo(f"{directory.name}: {model.num_parameters()} parameters")
     if has_ended:
         model.cpu().to(torch.bfloat16).save_pretrained(str(directory))
         checkpoint.unlink()
@@ -240,21 +241,19 @@ def _is_to_do(out: Path, stage: str, resume: bool) -> bool:
     return begun.exists() or not finished.exists()
 
 
-def main() -> None:
-    """Run the stages named on the command line, or all."""
-    parser = argparse.ArgumentParser(description="Build the pocket models and users.")
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=list(STAGES))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=float("inf"))
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
+@click.command()
+@click.argument("stages", nargs=-1, type=click.Choice(STAGES))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--minutes", type=float, default=math.inf, help="Stop training after so many.")
+@click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
+def main(stages: tuple[str, ...], out: Path, minutes: float, resume: bool) -> None:
+    """Build the pocket models and users: all STAGES, or those named."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no spinning where others work too
-    end = time.monotonic() + 60 * options.minutes
-    stages = tuple(options.stages or STAGES)
+    end = time.monotonic() + 60 * minutes
     try:
-        done = build(PLAN, options.out, stages, options.resume, lambda _: time.monotonic() > end)
+        done = build(PLAN, out, stages or STAGES, resume, lambda _: time.monotonic() > end)
     except InputError as error:
-        parser.error(str(error))
+        raise click.ClickException(str(error)) from None
     click.echo("all done" if done else "not done yet: the same command with --resume goes on")
 
 

@@ -109,6 +109,8 @@ def test_models_that_are_there_are_not_written_over(made: Path) -> None:
         build.build(TINY, made, build.STAGES, False, lambda step: False)
     with pytest.raises(InputError, match=r"model.safetensors: already there"):
         build.build(TINY, made, ("base",), False, lambda step: False)
+    with pytest.raises(SystemExit, match="1"):
+        build.main(["--out", str(made)])
     assert build.build(TINY, made, build.STAGES, True, lambda step: False)
     assert (made / "models" / "base" / "model.safetensors").read_bytes() == before
 
