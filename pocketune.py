@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
 from cloud import service_cli
+from cloud.evaluation import cli as evaluation_cli
 from export import cli as export_cli
 from mobile_runtime import cli as runtime_cli
 from protos.artifacts import Artifact, read_json
@@ -484,6 +485,7 @@ for _command in (
     cloud_cli.profile,
     cloud_cli.augment_command,
     cloud_cli.train_command,
+    evaluation_cli.eval_command,
     export_cli.export,
     runtime_cli.parity,
     runtime_cli.run,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from cloud.metrics import bootstrap_interval
 
 _LEVEL, _POWER = 0.05, 0.8
-_MIN_USERS = 2
+_MIN_USERS = 6
+"""Below, even users who all gain are no proof: the sign test's p is above 5%."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Gain:
 
     low, high: 95% interval of the mean over users. won, lost, tied: users. sign_p: of the sign
     test. detectable: the mean gain that this many such users would have shown with power 80%. None
-    where one user is all there is.
+    where there are too few users: six for an interval, two for what is detectable.
     """
 
     users: int
@@ -78,7 +79,7 @@ def detectable(differences: Sequence[float]) -> float | None:
 
     (z(0.975) + z(0.8)) times the standard error of the mean (Cohen 1988, 2.3, normal form).
     """
-    if len(differences) < _MIN_USERS:
+    if len(differences) < 2:
         return None
     normal = statistics.NormalDist()
     reach = normal.inv_cdf(1 - _LEVEL / 2) + normal.inv_cdf(_POWER)

@@ -1,0 +1,120 @@
+"""What each arm says to each user's held-out questions.
+
+In: users, adapters, the teacher. Out: answers. Each user's answers under an arm are one file, known
+by everything that decides them; those of the teacher are stored one by one as they arrive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cloud import seeds
+from cloud.answers import Answers
+from cloud.augment import behind, scrubber_for
+from cloud.evaluation import retrieval
+from cloud.evaluation.arms import OTHER, TEACHER, Arm
+from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person
+from cloud.profiles import Item
+from cloud.prompts import Ask
+from cloud.teachers import Sampling
+from cloud.train import frozen_dtype
+from protos.artifacts import Artifact, digest_json, read_json, tool_versions, write_json
+from protos.base_model import prompt_ids
+from protos.progress import Progress
+
+if TYPE_CHECKING:
+    from cloud.evaluation.student import Student
+
+_LABEL_ROOM = 8
+_GREEDY = Sampling(temperature=0.0, top_p=1.0)
+
+
+def answers_of(
+    arms: Sequence[Arm], people: Sequence[Person], adapters: Made, partners: Mapping[str, str],
+    means: Means, out: Path, config: EvaluateConfig, progress: Progress,
+) -> tuple[dict[tuple[str, str], list[str]], dict[str, Any]]:  # fmt: skip
+    """What each arm says to each user's questions, by arm and user; and what the teacher wrote."""
+    from cloud.evaluation.student import Student
+
+    student = Student(means.base, frozen_dtype(means.training), means.threads)
+    said: dict[tuple[str, str], list[str]] = {}
+    spent: dict[str, Any] = {}
+    for number, arm in enumerate(arms):
+        for place, person in enumerate(people):
+            done = (number + place / len(people)) / len(arms)
+            progress(f"{arm.name}: answers of {person.name}", done)
+            if arm.name == TEACHER:
+                said[arm.name, person.name], spent[person.name] = _teacher(person, means, config)
+                continue
+            owner = partners[person.name] if arm.name == OTHER else person.name
+            adapter = adapters[arm.data, owner] if arm.data else None
+            said[arm.name, person.name] = _student(
+                student, arm, person, adapter, means, out / "answers", config
+            )
+    return said, spent
+
+
+def _student(
+    student: Student, arm: Arm, person: Person, adapter: Artifact | None, means: Means,
+    folder: Path, config: EvaluateConfig,
+) -> list[str]:  # fmt: skip
+    """One user's answers by the base model; those that were given before from their file."""
+    tokenizer, task = student.tokenizer, person.user.task
+    longest = min(means.training.max_length, means.base.max_context)
+    room = min(_room(student, person), longest // 2)
+    around = len(prompt_ids(tokenizer, ""))
+    prompts: list[list[int]] = []
+    for question in person.asked:
+        query = question.query
+        if arm.retrieves:
+            near = retrieval.nearest(task, question, person.user.items, config.nearest)
+            query = retrieval.with_items(task, query, near, tokenizer, longest - room - around)
+        prompts.append(prompt_ids(tokenizer, query)[-(longest - room) :])
+    key = digest_json([
+        means.base.digest, str(student.dtype), adapter.id if adapter else "", prompts, room,
+        tool_versions(),
+    ])[:32]  # fmt: skip
+    path = folder / f"{key}.json"
+    if path.is_file():
+        return read_json(path)
+    said = student.answers(prompts, room, adapter)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    write_json(partial, said)
+    partial.rename(path)
+    return said
+
+
+def _room(student: Student, person: Person) -> int:
+    """Tokens of an answer: a label's, or half as many again as the user's longest output."""
+    labels = person.user.task.answer_labels
+    texts = list(labels) or [item.output for item in person.user.items]
+    most = max(len(ids) for ids in student.tokenizer(texts)["input_ids"])
+    return most + _LABEL_ROOM if labels else most * 3 // 2 + _LABEL_ROOM
+
+
+def _teacher(
+    person: Person, means: Means, config: EvaluateConfig
+) -> tuple[list[str], dict[str, int]]:
+    """What the teacher says when it is shown the user's items, and the tokens of it."""
+    task, items, augmenting = person.user.task, person.user.items, means.augmenting
+    sent = [Item(question.id, question.input, question.query) for question in person.asked]
+    scrubber = scrubber_for(task, [*items, *sent], augmenting, means.teacher)
+    teacher = behind(scrubber, augmenting, means.teacher)
+    shown = seeds.showable(items, augmenting.max_chars)
+    hands = seeds.choose_shots(shown, config.teacher_shots, config.seed, augmenting.max_chars)
+    asks = [
+        Ask("answer", tuple(next(hands)), text=question.query, seed=config.seed + number)
+        for number, question in enumerate(person.asked)
+    ]
+    folder = person.folder / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = Answers(folder)
+    replies = answers.of(teacher, task, asks, _GREEDY)
+    read = [
+        teacher.read(task, ask, reply.text)[0] for ask, reply in zip(asks, replies, strict=True)
+    ]
+    return [pair[1] if pair else "" for pair in read], asdict(answers.spent[teacher.name])

@@ -1,0 +1,163 @@
+"""What each arm's adapter learns from; whatever two arms share is made once.
+
+In: a user's Profile and a teacher. Out: Datasets, all with the same real items, cut in the same
+place: the newest fifth decides when training stops. Held-out questions are read by the leakage
+filter only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cloud import selection
+from cloud.augment import (
+    REJECTED_FILE,
+    TRAIN_FILE,
+    VALID_FILE,
+    AugmentConfig,
+    NothingPassedError,
+    augment,
+    filters_for,
+    real_row,
+    split,
+    synthetic_row,
+)
+from cloud.candidates import Candidate
+from cloud.profiles import Profile, read_profile, read_rows, write_rows
+from cloud.teachers import Calls, Teacher
+from protos.artifacts import Artifact, create, finished, open_artifact
+from protos.progress import Progress, silent
+
+_BEST_MARK = 5
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Datasets:
+    """The Datasets of one user, made when they are asked for. folder: where they go.
+
+    fallen_back: those that are the real items alone, since nothing that the teacher wrote passed:
+    what this user would get, and so what counts.
+    """
+
+    profile: Artifact
+    teacher: Teacher
+    folder: Path
+    config: AugmentConfig
+    ratios: Sequence[float] = ()
+    judge: Teacher | None = None
+    calls: Calls | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        self.fallen_back: set[str] = set()
+        self._user = read_profile(self.profile)
+
+    def of(self, data: str) -> Artifact | None:
+        """The Dataset that an arm names; None if there is nothing in it to train on.
+
+        Raises:
+            InputError: the user did not consent to the teacher, or no item can be shown to it.
+            TeacherError: the teacher failed.
+        """
+        if data == "real":
+            return self._augmented(0.0)
+        is_ratio = data.startswith("ratio-")
+        per_real = max(self.ratios) if is_ratio else self.config.per_real
+        try:
+            whole = self._augmented(per_real)
+        except NothingPassedError:
+            self.fallen_back.add(data)
+            return None if data == "synthetic" else self._augmented(0.0)
+        if data == "mixed":
+            return whole
+        if is_ratio:
+            return self._chosen(whole, data, float(data.removeprefix("ratio-")))
+        real, synthetic = by_origin(whole)
+        if data == "synthetic":
+            return self._variant(whole, data, synthetic) if synthetic else None
+        return self._variant(whole, data, real + unfiltered(self._user, whole))
+
+    def _augmented(self, per_real: float) -> Artifact:
+        share = min(self.config.real_share, 1 / (1 + per_real))
+        config = replace(self.config, per_real=per_real, real_share=share)
+        out = self.folder / (f"augmented-{per_real:g}" if per_real else "real")
+        return augment(
+            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
+        )
+
+    def _chosen(self, whole: Artifact, name: str, ratio: float) -> Artifact:
+        """Of the largest mix's synthetic items the best, as many as the ratio says."""
+        train, _ = split(self._user.items)
+        real, synthetic = by_origin(whole)
+        pairs = [(row["input"], row["output"]) for row in synthetic]
+        wanted = selection.quotas(self._user.task, train, round(ratio * len(train)))
+        taken = selection.choose(wanted, pairs, [_quality(row) for row in synthetic], train)
+        return self._variant(whole, name, real + [synthetic[index] for index in taken])
+
+    def _variant(self, whole: Artifact, name: str, rows: Rows) -> Artifact:
+        """A Dataset with these rows to train on and the same ones to validate on."""
+        out, parents, config = self.folder / name, {"dataset": whole.id}, {"arm": name}
+        if current := finished(out, "Dataset", parents, config):
+            return current
+        with create(out, "Dataset", parents, config) as draft:
+            write_rows(draft.path / TRAIN_FILE, rows)
+            write_rows(draft.path / VALID_FILE, read_rows(whole.file(VALID_FILE)))
+            draft.measured.update(rows=len(rows), spent=whole.manifest.measured["spent"])
+        return open_artifact(out, "Dataset")
+
+
+def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:
+    """The rows to train on: the real ones, and the synthetic ones."""
+    rows = read_rows(dataset.file(TRAIN_FILE))
+    real = [row for row in rows if row["origin"] == "real"]
+    return real, [row for row in rows if row["origin"] == "synthetic"]
+
+
+def unfiltered(user: Profile, whole: Artifact) -> Rows:
+    """As many as passed, but the first ones that the teacher wrote and that parse.
+
+    What is near a held-out question, or holds somebody's personal data, stays out all the same.
+    """
+    _, synthetic = by_origin(whole)
+    rejected = read_rows(whole.file(REJECTED_FILE))
+    written = [((row["input"], row["output"]), row["source"]) for row in synthetic]
+    written += [
+        ((row["pair"][0], row["pair"][1]), row["source"])
+        for row in rejected
+        if row["pair"] and row["reason"] != "personal-data"
+    ]
+    written.sort(key=lambda each: (each[1]["seed"], each[1]["index"]))
+    filters = filters_for(user, *split(user.items))
+    sound = [(pair, source) for pair, source in written if not filters.leaks(pair)]
+    return [synthetic_row(user.task, Candidate(*each)) for each in sound[: len(synthetic)]]
+
+
+def _quality(row: dict[str, Any]) -> float:
+    """What the selection went by: style or votes, times the judge's mark."""
+    scores = row["source"]["scores"]
+    quality = scores.get("votes", scores.get("style", 1.0))
+    return quality * scores.get("judge", _BEST_MARK) / _BEST_MARK
+
+
+def task_dataset(others: Sequence[Artifact], out: Path) -> Artifact:
+    """One Dataset of many users' real items, for the adapter of the task."""
+    parents = {f"profile-{number}": profile.id for number, profile in enumerate(others)}
+    if current := finished(out, "Dataset", parents, {}):
+        return current
+    rows: Rows = []
+    valid: Rows = []
+    for profile in others:
+        user = read_profile(profile)
+        for kept, items in zip((rows, valid), split(user.items), strict=True):
+            for item in items:
+                row = real_row(user.task, item)
+                kept.append({**row, "source": {**row["source"], "user": user.user}})
+    with create(out, "Dataset", parents, {}) as draft:
+        write_rows(draft.path / TRAIN_FILE, rows)
+        write_rows(draft.path / VALID_FILE, valid)
+        draft.measured.update(rows=len(rows), valid=len(valid), users=len(others))
+    return open_artifact(out, "Dataset")
