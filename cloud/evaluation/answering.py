@@ -6,17 +6,18 @@ by everything that decides them; those of the teacher are stored one by one as t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloud import seeds
 from cloud.answers import Answers
 from cloud.augment import behind, scrubber_for
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import OTHER, TEACHER, Arm
-from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person
+from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
 from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.teachers import Sampling
@@ -32,55 +33,95 @@ _LABEL_ROOM = 8
 _GREEDY = Sampling(temperature=0.0, top_p=1.0)
 
 
+@dataclass
+class Answered:
+    """What was said, by arm and user. truncated: prompts that lost their beginning, by arm.
+
+    spent: what the teacher wrote, by user. device_ms: of an answer by the phone's runtime, by arm,
+    for the first user; empty where it is not measured.
+    """
+
+    said: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
+    truncated: Counter[str] = field(default_factory=Counter[str])
+    spent: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    device_ms: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The questions of one user under one arm. ids: cut to what fits before `room` tokens."""
+
+    queries: list[str]
+    ids: list[list[int]]
+    room: int
+    truncated: int
+
+
 def answers_of(
     arms: Sequence[Arm], people: Sequence[Person], adapters: Made, partners: Mapping[str, str],
     means: Means, out: Path, config: EvaluateConfig, progress: Progress,
-) -> tuple[dict[tuple[str, str], list[str]], dict[str, Any]]:  # fmt: skip
-    """What each arm says to each user's questions, by arm and user; and what the teacher wrote."""
+) -> Answered:  # fmt: skip
+    """Let each arm answer each user's questions."""
     from cloud.evaluation.student import Student
 
     student = Student(means.base, frozen_dtype(means.training), means.threads)
-    said: dict[tuple[str, str], list[str]] = {}
-    spent: dict[str, Any] = {}
+    found = Answered()
     for number, arm in enumerate(arms):
         for place, person in enumerate(people):
+            key = arm.name, person.name
             done = (number + place / len(people)) / len(arms)
             progress(f"{arm.name}: answers of {person.name}", done)
             if arm.name == TEACHER:
-                said[arm.name, person.name], spent[person.name] = _teacher(person, means, config)
+                found.said[key], found.spent[person.name] = _teacher(person, means, config)
                 continue
             owner = partners[person.name] if arm.name == OTHER else person.name
             adapter = adapters[arm.data, owner] if arm.data else None
-            said[arm.name, person.name] = _student(
-                student, arm, person, adapter, means, out / "answers", config
+            prompts = _prompts(student, arm, person, means, config)
+            found.truncated[arm.name] += prompts.truncated
+            found.said[key] = _student(student, prompts, adapter, out / "answers")
+            if means.device and not place:
+                progress(f"{arm.name}: answers of {person.name} by the phone's runtime", done)
+                found.device_ms[arm.name] = means.device(adapter, prompts.queries, prompts.room)
+    return found
+
+
+def _prompts(
+    student: Student, arm: Arm, person: Person, means: Means, config: EvaluateConfig
+) -> Prompts:
+    tokenizer, task = student.tokenizer, person.user.task
+    longest = context(means)
+    room = min(_room(student, person), longest // 2)
+    around = len(prompt_ids(tokenizer, ""))
+    queries = [question.query for question in person.asked]
+    if arm.retrieves:
+        queries = [
+            retrieval.with_items(
+                task,
+                question.query,
+                retrieval.nearest(task, question, person.user.items, config.nearest),
+                tokenizer,
+                longest - room - around,
             )
-    return said, spent
+            for question in person.asked
+        ]
+    whole = [prompt_ids(tokenizer, query) for query in queries]
+    ids = [each[-(longest - room) :] for each in whole]
+    truncated = sum(len(a) < len(b) for a, b in zip(ids, whole, strict=True))
+    return Prompts(queries, ids, room, truncated)
 
 
 def _student(
-    student: Student, arm: Arm, person: Person, adapter: Artifact | None, means: Means,
-    folder: Path, config: EvaluateConfig,
-) -> list[str]:  # fmt: skip
-    """One user's answers by the base model; those that were given before from their file."""
-    tokenizer, task = student.tokenizer, person.user.task
-    longest = min(means.training.max_length, means.base.max_context)
-    room = min(_room(student, person), longest // 2)
-    around = len(prompt_ids(tokenizer, ""))
-    prompts: list[list[int]] = []
-    for question in person.asked:
-        query = question.query
-        if arm.retrieves:
-            near = retrieval.nearest(task, question, person.user.items, config.nearest)
-            query = retrieval.with_items(task, query, near, tokenizer, longest - room - around)
-        prompts.append(prompt_ids(tokenizer, query)[-(longest - room) :])
+    student: Student, prompts: Prompts, adapter: Artifact | None, folder: Path
+) -> list[str]:
+    """Answers by the base model; those that were given before from their file."""
     key = digest_json([
-        means.base.digest, str(student.dtype), adapter.id if adapter else "", prompts, room,
-        tool_versions(),
+        student.base.digest, str(student.dtype), adapter.id if adapter else "", prompts.ids,
+        prompts.room, tool_versions(),
     ])[:32]  # fmt: skip
     path = folder / f"{key}.json"
     if path.is_file():
         return read_json(path)
-    said = student.answers(prompts, room, adapter)
+    said = student.answers(prompts.ids, prompts.room, adapter)
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     write_json(partial, said)

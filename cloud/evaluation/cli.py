@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cloud import cli
-from protos.artifacts import read_json
+from protos.artifacts import Artifact
+from protos.errors import InputError
 from protos.progress import shown
+
+if TYPE_CHECKING:
+    from cloud.evaluation.inputs import Device
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SPLITS = ("train", "dev", "test")
+PAGE = "evaluation.md"
+
+
+OnDevice = Callable[[str, Path, int, int, int], "Device"]
+"""From a base, a folder, the adapters' rank, the context and threads: what times answers."""
+
+
+def command(on_device: OnDevice) -> click.Command:
+    """The command with what it needs from outside of `cloud` injected."""
+    settings = {**eval_command.context_settings, "obj": on_device}
+    eval_command.context_settings = settings
+    return eval_command
 
 
 @click.command("eval")
-@click.option("--data", type=FOLDER, help="Folder with LaMP's files: all users in it.")
+@click.option(
+    "--data",
+    type=FOLDER,
+    multiple=True,
+    help="Folder with LaMP's files: all users in it. Repeated, one task after the other, each in a "
+    "folder of --out called like its own.",
+)
 @click.option(
     "--split",
     type=click.Choice(SPLITS),
@@ -59,13 +83,22 @@ SPLITS = ("train", "dev", "test")
 )
 @click.option("--third-party", is_flag=True, help="The users of --data allow third-party teachers.")
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the results.")
+@click.option(
+    "--device/--no-device",
+    default=False,
+    show_default=True,
+    help="Time answers by the phone's runtime on this machine; lowers the base.",
+)
 @cli.augment_options
 @cli.train_options
 @cli.seed_option
 @cli.threads_option
 @cli.json_option
+@click.pass_obj
 def eval_command(
-    data: Path | None,
+    on_device: OnDevice,
+    *,
+    data: tuple[Path, ...],
     split: str,
     profiles: tuple[Path, ...],
     task_name: str | None,
@@ -79,6 +112,7 @@ def eval_command(
     teacher_shots: int,
     third_party: bool,
     plots: bool,
+    device: bool,
     threads: int,
     as_json: bool,
     seed: int,
@@ -99,52 +133,72 @@ def eval_command(
           --teacher "openai:http://localhost:8000/v1#my-model"
       pocketune eval --profiles work/profiles --base path/to/model --out work/eval \\
           --arms base,real,mixed,other --ratios 0,0.5,1,2,3
-    """  # fmt: skip
+    """
     from cloud.augment import AugmentConfig
     from cloud.evaluation.arms import DEFAULT
-    from cloud.evaluation.evaluate import RESULTS_FILE, evaluate
-    from cloud.evaluation.inputs import EvaluateConfig, Means
+    from cloud.evaluation.evaluate import evaluate
+    from cloud.evaluation.inputs import EvaluateConfig, Means, context
     from cloud.evaluation.plots import check, draw
-    from cloud.evaluation.report import markdown
+    from cloud.evaluation.report import markdown, summary
     from cloud.evaluation.users import read_users
     from cloud.train import TrainConfig
     from protos.base_model import open_base
 
     started = time.monotonic()
-    if (data is None) == (not profiles):
+    if bool(data) == bool(profiles):
         raise click.UsageError("give either --data or --profiles")
+    places = task_folders(data, out) if data else {out: list(profiles)}
     if plots:
         check()
     config = EvaluateConfig(arms or ",".join(DEFAULT), ratios, nearest, teacher_shots, seed)
     teachers = cli.open_teachers(threads, **given)
     given["seed"] = seed
     augmenting, training = cli.pick(AugmentConfig, given), cli.pick(TrainConfig, given)
-    model = open_base(base)
-    folders = [data] if data else list(profiles)
-    people = [read_users(f, split, task_name, third_party, out, users) for f in folders]
     helping = [read_users(f, split, task_name, third_party, out / "others") for f in others]
     means = Means(
-        model,
-        teachers.writer,
-        augmenting,
-        training,
-        [profile for each in helping for profile in each.profiles],
-        teachers.judge,
-        teachers.calls,
-        threads,
-    )
-    left_out = {name: why for each in people for name, why in each.left_out.items()}
-    found = [profile for each in people for profile in each.profiles][:users]
-    with shown("eval") as progress:
-        made = evaluate(found, means, out, config, left_out, progress)
-    page = markdown(made)
-    (out / "evaluation.md").write_text(page, encoding="utf-8")
-    drawn = draw(made, out / "plots") if plots else []
-    if as_json:
-        results = read_json(made.file(RESULTS_FILE))
-        short = {name: results[name] for name in ("task", "main", "arms", "gains")}
-        files = {"page": str(out / "evaluation.md"), "plots": [str(path) for path in drawn]}
-        cli.print_result(made, started, True, {**short, **files})
-        return
-    click.echo(page)
-    cli.print_result(made, started, False)
+        open_base(base), teachers.writer, augmenting, training,
+        [profile for each in helping for profile in each.profiles], teachers.judge,
+        teachers.calls, threads,
+    )  # fmt: skip
+    if device:
+        timed = on_device(base, out / "device", training.rank, context(means), threads)
+        means = replace(means, device=timed)
+    made: list[Artifact] = []
+    for place, folders in places.items():
+        people = [read_users(f, split, task_name, third_party, place, users) for f in folders]
+        left_out = {name: why for each in people for name, why in each.left_out.items()}
+        found = [profile for each in people for profile in each.profiles][:users]
+        with shown(f"eval {place.name}") as progress:
+            made.append(evaluate(found, means, place, config, left_out, progress))
+        (place / PAGE).write_text(markdown(made[-1]), encoding="utf-8")
+        if plots:
+            draw(made[-1], place / "plots")
+    if len(made) > 1:
+        (out / PAGE).write_text(summary(made), encoding="utf-8")
+    if not as_json:
+        click.echo((out / PAGE).read_text("utf-8"))
+    for each in made:
+        cli.print_result(each, started, as_json, _scores(each) if as_json else None)
+
+
+def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
+    """Where each task's evaluation goes, and the folder that it is about.
+
+    Raises:
+        InputError: two folders have the same name.
+    """
+    if len(data) == 1:
+        return {out: [data[0]]}
+    places = {out / folder.resolve().name: [folder] for folder in data}
+    if len(places) < len(data):
+        names = ", ".join(str(folder) for folder in data)
+        raise InputError(f"--data {names}: two of the same name; rename one")
+    return places
+
+
+def _scores(evaluation: Artifact) -> dict[str, Any]:
+    """What scripts ask for, without the users."""
+    from cloud.evaluation.results import read_results
+
+    found = read_results(evaluation)
+    return {name: found[name] for name in ("task", "main", "arms", "gains")}

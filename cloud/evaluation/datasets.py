@@ -55,6 +55,7 @@ class Datasets:
     def __post_init__(self) -> None:
         self.fallen_back: set[str] = set()
         self._user = read_profile(self.profile)
+        self._train, self._valid = split(self._user.items)
 
     def of(self, data: str) -> Artifact | None:
         """The Dataset that an arm names; None if there is nothing in it to train on.
@@ -64,49 +65,58 @@ class Datasets:
             TeacherError: the teacher failed.
         """
         if data == "real":
-            return self._augmented(0.0)
+            return self._real()
         is_ratio = data.startswith("ratio-")
         per_real = max(self.ratios) if is_ratio else self.config.per_real
         try:
             whole = self._augmented(per_real)
         except NothingPassedError:
             self.fallen_back.add(data)
-            return None if data == "synthetic" else self._augmented(0.0)
+            return None if data == "synthetic" else self._real()
         if data == "mixed":
             return whole
-        if is_ratio:
-            return self._chosen(whole, data, float(data.removeprefix("ratio-")))
         real, synthetic = by_origin(whole)
-        if data == "synthetic":
-            return self._variant(whole, data, synthetic) if synthetic else None
-        return self._variant(whole, data, real + unfiltered(self._user, whole))
+        if is_ratio:
+            rows = real + self._best(synthetic, float(data.removeprefix("ratio-")))
+        elif data == "synthetic":
+            rows = synthetic
+        else:
+            rows = real + unfiltered(self._user, whole)
+        spent = whole.manifest.measured["spent"]
+        return self._written(data, {"dataset": whole.id}, rows, spent) if rows else None
+
+    def _real(self) -> Artifact:
+        """The user's own items alone; no teacher has a part in it."""
+        rows = [real_row(self._user.task, item) for item in self._train]
+        return self._written("real", {"profile": self.profile.id}, rows, {})
 
     def _augmented(self, per_real: float) -> Artifact:
         share = min(self.config.real_share, 1 / (1 + per_real))
         config = replace(self.config, per_real=per_real, real_share=share)
-        out = self.folder / (f"augmented-{per_real:g}" if per_real else "real")
+        out = self.folder / f"augmented-{per_real:g}"
         return augment(
             self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
         )
 
-    def _chosen(self, whole: Artifact, name: str, ratio: float) -> Artifact:
+    def _best(self, synthetic: Rows, ratio: float) -> Rows:
         """Of the largest mix's synthetic items the best, as many as the ratio says."""
-        train, _ = split(self._user.items)
-        real, synthetic = by_origin(whole)
         pairs = [(row["input"], row["output"]) for row in synthetic]
-        wanted = selection.quotas(self._user.task, train, round(ratio * len(train)))
-        taken = selection.choose(wanted, pairs, [_quality(row) for row in synthetic], train)
-        return self._variant(whole, name, real + [synthetic[index] for index in taken])
+        wanted = selection.quotas(self._user.task, self._train, round(ratio * len(self._train)))
+        qualities = [_quality(row) for row in synthetic]
+        return [synthetic[i] for i in selection.choose(wanted, pairs, qualities, self._train)]
 
-    def _variant(self, whole: Artifact, name: str, rows: Rows) -> Artifact:
-        """A Dataset with these rows to train on and the same ones to validate on."""
-        out, parents, config = self.folder / name, {"dataset": whole.id}, {"arm": name}
+    def _written(
+        self, name: str, parents: dict[str, str], rows: Rows, spent: dict[str, Any]
+    ) -> Artifact:
+        """A Dataset with these rows to train on, and the newest real items to validate on."""
+        out, config = self.folder / name, {"arm": name}
         if current := finished(out, "Dataset", parents, config):
             return current
         with create(out, "Dataset", parents, config) as draft:
+            valid = [real_row(self._user.task, item) for item in self._valid]
             write_rows(draft.path / TRAIN_FILE, rows)
-            write_rows(draft.path / VALID_FILE, read_rows(whole.file(VALID_FILE)))
-            draft.measured.update(rows=len(rows), spent=whole.manifest.measured["spent"])
+            write_rows(draft.path / VALID_FILE, valid)
+            draft.measured.update(rows=len(rows), spent=spent)
         return open_artifact(out, "Dataset")
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cloud.evaluation.answering import answers_of
+from cloud.evaluation.answering import Answered, answers_of
 from cloud.evaluation.arms import OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
 from cloud.evaluation.datasets import Datasets, task_dataset
 from cloud.evaluation.inputs import (
@@ -27,7 +27,7 @@ from cloud.evaluation.inputs import (
     has,
     really_others,
 )
-from cloud.evaluation.results import results
+from cloud.evaluation.results import RESULTS_FILE, results
 from cloud.lamp import write_predictions
 from cloud.train import Member, train_many
 from protos.artifacts import (
@@ -40,8 +40,6 @@ from protos.artifacts import (
 )
 from protos.errors import InputError, PocketuneError
 from protos.progress import Progress, part, silent
-
-RESULTS_FILE = "evaluation.json"
 
 
 def evaluate(
@@ -74,11 +72,15 @@ def evaluate(
     )
     adapters = _adapters(datasets, people, means, out, part(progress, 0.4, 0.8))
     partners = derangement([person.name for person in people], config.seed)
-    said, spent = answers_of(
+    answered = answers_of(
         arms, people, adapters, partners, means, out, config, part(progress, 0.8, 1)
     )
+    said = answered.said
     with create(out / "evaluation", "Evaluation", parents, resolved) as draft:
         found = results(arms, people, said, config.seed)
+        for name, row in found["arms"].items():
+            row["truncated"] = answered.truncated[name]
+            row["empty"] = sum(not text for person in people for text in said[name, person.name])
         for row in found["users"]:
             row["other"] = partners[row["user"]] if has(arms, OTHER) else None
             row["fell_back"] = sorted(fallen_back[row["user"]])
@@ -97,7 +99,7 @@ def evaluate(
             write_predictions(draft.path / "predictions" / f"{arm.name}.json", task, answers)
         draft.measured.update(
             users=len(people), questions=sum(len(person.asked) for person in people),
-            left_out=len(missing), costs=_costs(arms, people, datasets, adapters, spent),
+            left_out=len(missing), costs=_costs(arms, people, datasets, adapters, answered),
         )  # fmt: skip
     return open_artifact(out / "evaluation", "Evaluation")
 
@@ -115,6 +117,7 @@ def _identity(
         parents["judge"] = means.judge.digest
     return parents, {
         "task": people[0].user.task.to_config(), **asdict(config),
+        "device": means.device is not None,
         "augment": asdict(means.augmenting), "train": asdict(means.training),
     }  # fmt: skip
 
@@ -173,7 +176,7 @@ def _adapters(
 
 def _costs(
     arms: Sequence[Arm], people: Sequence[Person], datasets: Made, adapters: Made,
-    spent: Mapping[str, Any],
+    answered: Answered,
 ) -> dict[str, dict[str, float | None]]:  # fmt: skip
     """Means over users: the adapter's bytes, the seconds to train it, what the teacher wrote."""
     costs: dict[str, dict[str, float | None]] = {}
@@ -185,13 +188,13 @@ def _costs(
         tokens = [
             sum(each["completion_tokens"] for each in dataset.manifest.measured["spent"].values())
             for dataset in made
-            if dataset and "spent" in dataset.manifest.measured
+            if dataset and dataset.manifest.measured.get("spent")
         ]
         if arm.name == TEACHER:
-            tokens = [each["completion_tokens"] for each in spent.values()]
+            tokens = [each["completion_tokens"] for each in answered.spent.values()]
         costs[arm.name] = {
             "adapter_bytes": _mean(sizes), "train_seconds": _mean(seconds),
-            "teacher_tokens": _mean(tokens),
+            "teacher_tokens": _mean(tokens), "device_ms": answered.device_ms.get(arm.name),
         }  # fmt: skip
     return costs
 

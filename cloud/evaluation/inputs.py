@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,10 @@ from protos.errors import InputError
 
 Made = dict[tuple[str, str], Artifact | None]
 """What was made, by the arm's data and the user's name."""
+
+
+Device = Callable[[Artifact | None, Sequence[str], int], float]
+"""Milliseconds of an answer of so many tokens at most to these questions, by an adapter or none."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,11 @@ class Person:
 
 @dataclass(frozen=True)
 class Means:
-    """What an evaluation is made with. others: Profiles of users who are not evaluated."""
+    """What an evaluation is made with.
+
+    others: Profiles of users who are not evaluated. device: what times answers by the phone's
+    runtime; that is no part of `cloud`.
+    """
 
     base: BaseModel
     teacher: Teacher
@@ -77,6 +85,12 @@ class Means:
     judge: Teacher | None = None
     calls: Calls | None = None
     threads: int = 1
+    device: Device | None = None
+
+
+def context(means: Means) -> int:
+    """Tokens of a question and its answer together."""
+    return min(means.training.max_length, means.base.max_context)
 
 
 def gather(profiles: Sequence[Artifact], out: Path, missing: dict[str, str]) -> list[Person]:
@@ -93,9 +107,14 @@ def gather(profiles: Sequence[Artifact], out: Path, missing: dict[str, str]) -> 
 
 
 def really_others(people: Sequence[Person], others: Sequence[Artifact]) -> list[Artifact]:
-    """Those of the other users who really are others."""
+    """Those of the other users who really are others, with items for the same task."""
     names = {person.name for person in people}
-    return [profile for profile in others if profile.config["user"] not in names]
+    task = people[0].user.task.name if people else ""
+    return [
+        profile
+        for profile in others
+        if profile.config["user"] not in names and profile.config["task"]["name"] == task
+    ]
 
 
 def check(
@@ -108,7 +127,7 @@ def check(
     """
     if not people:
         raise InputError("nobody to evaluate: no user has a held-out question with a known answer")
-    _check_one_of_each(people, others)
+    _check_one_of_each(people)
     names = [person.name for person in people]
     if has(arms, OTHER) and len(people) == 1:
         raise InputError(
@@ -116,18 +135,18 @@ def check(
         )
     if has(arms, TASK) and not others:
         raise InputError(
-            f"arm {TASK}: no users besides those that are evaluated; name some with --others, or "
-            "leave it out of --arms"
+            f"arm {TASK}: nobody with this task besides those evaluated; name some with --others, "
+            "or leave it out of --arms"
         )
     if any(arm.retrieves for arm in arms):
-        retrieval.check(people[0].user.task)
+        retrieval.check()
     if any(arm.name == TEACHER or arm.data not in ("", "real", TASK) for arm in arms):
         for person in people:
             for asked in filter(None, (means.teacher, means.judge)):
                 check_consent(person.profile, asked)
 
 
-def _check_one_of_each(people: Sequence[Person], others: Sequence[Artifact]) -> None:
+def _check_one_of_each(people: Sequence[Person]) -> None:
     """Refuse a user or a question that is there twice, and users of several tasks."""
     names = [person.name for person in people]
     ids = [question.id for person in people for question in person.asked]
@@ -136,7 +155,6 @@ def _check_one_of_each(people: Sequence[Person], others: Sequence[Artifact]) -> 
             twice = next(value for value in values if values.count(value) > 1)
             raise InputError(f"{what} {twice!r} is there twice; evaluate each once")
     tasks = {person.user.task.name for person in people}
-    tasks |= {profile.config["task"]["name"] for profile in others}
     if len(tasks) > 1:
         raise InputError(
             f"users of several tasks ({', '.join(sorted(tasks))}); one at a time, please"

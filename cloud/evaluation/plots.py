@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cloud.evaluation.arms import parse_ratios, ratio_arm
-from cloud.evaluation.evaluate import RESULTS_FILE
 from cloud.evaluation.report import METRICS, OURS, by_items, plottable
-from protos.artifacts import Artifact, read_json
+from cloud.evaluation.results import read_results
+from protos.artifacts import Artifact
 from protos.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def draw(evaluation: Artifact, folder: Path) -> list[Path]:
     """Draw what there is to draw; returns the files."""
     import matplotlib as mpl
 
-    found = read_json(evaluation.file(RESULTS_FILE))
+    found = read_results(evaluation)
     overs, ratios = plottable(found), parse_ratios(found["config"]["ratios"])
     figures: dict[str, Any] = {}
     with mpl.rc_context(_STYLE):

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cloud.evaluation.arms import OTHER, TEACHER
-from cloud.evaluation.evaluate import RESULTS_FILE
+from cloud.evaluation.results import read_results
 from cloud.evaluation.statistics import gain
-from protos.artifacts import Artifact, read_json
+from protos.artifacts import Artifact
 
 OURS = "mixed"
 """The arm that the product stands for."""
+_HELD_AGAINST = ("base", "real", OTHER)
 METRICS = {
     "accuracy": "accuracy", "f1": "macro F1", "mae": "MAE", "rmse": "RMSE", "rouge-1": "ROUGE-1",
     "rouge-L": "ROUGE-L",
@@ -23,13 +24,19 @@ METRICS = {
 
 def markdown(evaluation: Artifact) -> str:
     """The whole page."""
-    found, measured = read_json(evaluation.file(RESULTS_FILE)), evaluation.manifest.measured
+    found, measured = read_results(evaluation), evaluation.manifest.measured
     head = (
         f"# {found['task']}: {measured['users']} users, {measured['questions']} questions\n\n"
         f"Base {found['base']}, teacher {found['teacher']}, seed {found['config']['seed']}, "
         f"Evaluation {evaluation.id[:12]}.\n"
     )
     parts = [head, _arms(found, measured["costs"]), _conclusions(found), _by_items(found)]
+    for what, name in (
+        ("Prompts that were too long and lost their beginning", "truncated"),
+        ("Questions to which nothing was said", "empty"),
+    ):
+        if counts := [f"{arm} {row[name]}" for arm, row in found["arms"].items() if row[name]]:
+            parts.append(f"{what}: {', '.join(counts)}.\n")
     if found["left_out"]:
         reasons = "; ".join(f"{user}: {why}" for user, why in found["left_out"].items())
         parts.append(f"Left out: {reasons}.\n")
@@ -41,6 +48,30 @@ def markdown(evaluation: Artifact) -> str:
     return "\n".join(parts)
 
 
+def summary(evaluations: Sequence[Artifact]) -> str:
+    """A table over tasks: the scores of the arms, and what the product's arm gains in each."""
+    all_found = [read_results(evaluation) for evaluation in evaluations]
+    names = [name for name in (*_HELD_AGAINST, OURS, TEACHER) if name in all_found[0]["arms"]]
+    overs = [name for name in _HELD_AGAINST if name in names and OURS in names]
+    rows = [
+        ["task", "users", "measure", *names, *(f"{OURS} over {o}" for o in overs), "of the gap"]
+    ]
+    rows.append(["---"] * len(rows[0]))
+    for found in all_found:
+        main = found["main"]
+        scores = [f"{found['arms'][name]['pooled'][main]:.3f}" for name in names]
+        gains = [_interval(found["gains"][main][OURS][over]) for over in overs]
+        share = gap_closed(found)
+        gap = "" if share is None else f"{share:.0%}"
+        row = [found["task"], str(len(found["users"])), METRICS[main], *scores, *gains, gap]
+        rows.append(row)
+    note = (
+        "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
+        "real and the teacher in context. Each task has a page of its own in its folder.\n"
+    )
+    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}"
+
+
 def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     metrics = list(next(iter(found["arms"].values()))["pooled"])
     overs = [name for name in ("base", "real") if name in found["arms"]]
@@ -48,6 +79,8 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     for over in overs:
         head += [f"gain over {over}", "won : lost"]
     head += ["adapter", "training", "teacher wrote"]
+    timed = any(cost["device_ms"] is not None for cost in costs.values())
+    head += ["phone's runtime"] * timed
     rows = [head, ["---"] * len(head)]
     for name, arm in found["arms"].items():
         row = [name, arm["about"], *(f"{arm['pooled'][metric]:.3f}" for metric in metrics)]
@@ -59,13 +92,14 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
             _shown(cost["adapter_bytes"], 1e-3, " kB"),
             _shown(cost["train_seconds"], 1, " s"),
             _shown(cost["teacher_tokens"], 1, " tokens"),
+            *[_shown(cost["device_ms"], 1, " ms")] * timed,
         ]
         rows.append(row)
     note = (
         f"Scores are over all questions; gains are in {METRICS[found['main']]}, each user counted "
         "once, positive is better, with 95% intervals. Costs are means over users.\n"
     )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + f"\n\n{note}"
+    return f"{_table(rows)}\n{note}"
 
 
 def _conclusions(found: dict[str, Any]) -> str:
@@ -123,8 +157,8 @@ def by_items(found: dict[str, Any], over: str) -> dict[int, Any]:
 
 
 def _by_items(found: dict[str, Any]) -> str:
-    overs = [name for name in ("base", "real", OTHER) if name in found["arms"]]
-    if OURS not in found["arms"] or not overs:
+    overs = plottable(found)
+    if not overs:
         return ""
     groups = {over: by_items(found, over) for over in overs}
     head = ["items", "users", *(f"{OURS} over {over}" for over in overs)]
@@ -132,7 +166,11 @@ def _by_items(found: dict[str, Any]) -> str:
     for items, first in groups[overs[0]].items():
         gains = [_interval(vars(groups[over][items])) for over in overs]
         rows.append([f"{items} to {2 * items - 1}", str(first.users), *gains])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def _interval(each: dict[str, Any]) -> str:
@@ -148,8 +186,7 @@ def _shown(value: float | None, factor: float, unit: str) -> str:
     return f"{scaled:,.0f}{unit}" if scaled >= 10 or scaled == 0 else f"{scaled:.2g}{unit}"
 
 
-def plottable(found: dict[str, Any]) -> Sequence[str]:
-    """The arms over which the product's arm can be drawn."""
-    if OURS not in found["arms"]:
-        return ()
-    return [name for name in ("base", "real", OTHER) if name in found["arms"]]
+def plottable(found: dict[str, Any]) -> list[str]:
+    """The arms over which the product's arm can be shown."""
+    arms = found["arms"]
+    return [name for name in _HELD_AGAINST if name in arms and OURS in arms]

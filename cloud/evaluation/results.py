@@ -13,10 +13,12 @@ from cloud.augment import split
 from cloud.evaluation.arms import OTHER, Arm
 from cloud.evaluation.statistics import gain
 from cloud.metrics import measures
+from protos.artifacts import Artifact, read_json
 
 if TYPE_CHECKING:
     from cloud.evaluation.inputs import Person
 
+RESULTS_FILE = "evaluation.json"
 MAIN = {"classification": "accuracy", "rating": "mae", "generation": "rouge-L"}
 """The measure that tables and plots go by, for each kind of answer."""
 LOWER_IS_BETTER = ("mae", "rmse")
@@ -60,6 +62,11 @@ def results(arms: Sequence[Arm], people: Sequence[Person], said: Said, seed: int
         },
         "users": users,
     }  # fmt: skip
+
+
+def read_results(evaluation: Artifact) -> dict[str, Any]:
+    """What `results` said, and what it was made with."""
+    return read_json(evaluation.file(RESULTS_FILE))
 
 
 def _user(person: Person, arms: Sequence[Arm], said: Said) -> dict[str, Any]:

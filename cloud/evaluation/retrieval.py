@@ -31,22 +31,18 @@ _FORMS = {
     "LaMP_6": '"{output}" is the title for "{input}"',
     "LaMP_7": '"{output}" are written by a person',
 }
-"""How an item stands in a prompt."""
+"""How an item stands in a prompt; other tasks have the form of LaMP_4 with their own word."""
 _FOLLOWING = ("LaMP_5", "LaMP_7")
 _BARE = ("LaMP_1", "LaMP_7")
 _BETWEEN, _AFTER = ", and ", ". "
 
 
-def check(task: Task) -> None:
+def check() -> None:
     """Refuse to retrieve where it cannot be done.
 
     Raises:
-        InputError: LaMP has no prompt form for the task, or the extra `eval` is not installed.
+        InputError: the extra `eval` is not installed.
     """
-    if task.name not in _FORMS:
-        raise InputError(
-            f"task {task.name}: LaMP has no prompt with items for it; leave out the arms with +bm25"
-        )
     if find_spec("rank_bm25") is None:
         raise InputError(
             "the arms with +bm25 need pip install 'pocketune[eval]'; or leave them out of --arms"
@@ -74,8 +70,10 @@ def with_items(
     """
     most = int(INPUT_SHARE * room)
     kept = _cut(query, most, tokenizer)
-    left = room - min(_length(query, tokenizer), most)
-    share = (left - 2 * (len(items) - 1)) // max(1, len(items))
+    after = f"{_AFTER}Following the given patterns " if task.name in _FOLLOWING else _AFTER
+    around = _length(_BETWEEN, tokenizer) * len(items) + _length(after, tokenizer)
+    left = room - min(_length(query, tokenizer), most) - around
+    share = left // max(1, len(items))
     spare = 0
     shown: list[str] = []
     for item in items:
@@ -89,16 +87,15 @@ def with_items(
     if task.name == "LaMP_1":
         head, title, tail = kept.partition("title")
         return f"{head}{title}{_BETWEEN}{joined}{tail}"
-    if task.name in _FOLLOWING:
-        return f"{joined}{_AFTER}Following the given patterns {kept}"
-    return f"{joined}{_AFTER}{kept}"
+    return f"{joined}{after}{kept}"
 
 
 def _shown(
     task: Task, item: Item, room: int, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[str, int]:
     """An item in its form, its text cut to `room` tokens, and how many it takes; "" if none."""
-    form = _FORMS[task.name]
+    other = f'"{{output}}" is the {task.output_name.lower()} for "{{input}}"'
+    form = _FORMS.get(task.name, other)
     cut = "output" if task.name in _BARE else "input"
     parts = {"input": item.input, "output": item.output}
     frame = form.format(**{**parts, cut: ""})
@@ -112,9 +109,9 @@ def _shown(
 
 def _searched(task: Task, item: Item) -> str:
     """What of an item is looked through: its text, with its title where it has one."""
-    if task.name in ("LaMP_1", "LaMP_4", "LaMP_5", "LaMP_6"):
-        return f"{item.output} {item.input}"
-    return item.output if task.is_beginning else item.input
+    if task.is_beginning:
+        return item.output
+    return item.input if task.labels else f"{item.output} {item.input}"
 
 
 def _asked(task: Task, question: Question) -> str:

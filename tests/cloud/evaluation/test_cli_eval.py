@@ -169,3 +169,46 @@ def test_users_without_items_or_answers_are_left_out_by_name(
         tmp_path / "again", "--arms", "base", "--no-plots", "--json",
     )  # fmt: skip
     assert json.loads(again.stdout)["users"] == 1
+
+
+@pytest.mark.slow
+def test_answers_are_timed_on_the_phones_runtime_for_one_user(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    users = {"ann": headlines("ann"), "bob": headlines("bob")}
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", users)
+    out = tmp_path / "out"
+    done = run(
+        "--data", folder, "--base", tiny_base, "--out", out, "--arms", "base,real", "--rank", "2",
+        "--epochs", "1", "--device", "--no-plots", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    costs = json.loads(done.stdout)["costs"]
+    assert 0 < costs["base"]["device_ms"] < 60_000
+    assert 0 < costs["real"]["device_ms"] < 60_000
+    lowered = sorted((out / "device").glob("*/manifest.json"))
+    assert [json.loads(path.read_text())["kind"] for path in lowered] in (
+        ["AdapterBundle", "BaseBundle"], ["BaseBundle", "AdapterBundle"],
+    )  # fmt: skip
+    assert "phone's runtime" in (out / "evaluation.md").read_text()
+
+
+def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_base: Path) -> None:
+    users = {"ann": headlines("ann"), "bob": headlines("bob")}
+    profile, asked, _ = CASES["LaMP_3"]
+    four = lamp_files(tmp_path / "LaMP_4", "LaMP_4", users)
+    three = lamp_files(
+        tmp_path / "LaMP_3", "LaMP_3", {"kim": (profile, [pair[:2] for pair in asked])}
+    )
+    given = ("--base", tiny_base, "--arms", "base", "--no-plots", "--out", tmp_path / "out")
+    done = run("--data", four, "--data", three, *given, "--json")
+    assert done.exit_code == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["task"] for each in made] == ["LaMP_4", "LaMP_3"]
+    page = (tmp_path / "out" / "evaluation.md").read_text()
+    scores = [each["arms"]["base"]["pooled"][each["main"]] for each in made]
+    assert f"| LaMP_4 | 2 | ROUGE-L | {scores[0]:.3f} |" in page
+    assert f"| LaMP_3 | 1 | MAE | {scores[1]:.3f} |" in page
+    for task in ("LaMP_4", "LaMP_3"):
+        assert (tmp_path / "out" / task / "evaluation.md").is_file()
+    one_line(run("--data", four, "--data", four, *given), 2, "two of the same name")

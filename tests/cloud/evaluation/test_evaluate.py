@@ -138,7 +138,15 @@ def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
     assert ages(out) == before
     assert results(fewer)["arms"]["other"] == found["arms"]["other"]
 
+    # another augmentation leaves alone what no teacher had a part in
+    hotter = replace(given, augmenting=replace(given.augmenting, temperature=0.5))
+    evaluate(people, hotter, out, arms("base,real,mixed"))
+    changed = {name for name, age in ages(out).items() if before[name] != age}
+    assert {name.split("/")[3] for name in changed} == {"mixed"}
+
     # a user who has changed changes what is made of this user
+    evaluate(people, given, out, every)
+    before = ages(out)
     chat.bodies.clear()
     users = {"ann": headlines("ann", 5), "bob": headlines("bob"), "eve": headlines("eve")}
     lamp_files(folder, "LaMP_4", users)
@@ -253,7 +261,7 @@ def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
     ("config", "users", "says"),
     [
         ({"names": "base,other"}, ("ann",), r"one user only \(ann\), so there is no other"),
-        ({"names": "base,task"}, ("ann", "bob"), "no users besides those that are evaluated"),
+        ({"names": "base,task"}, ("ann", "bob"), "nobody with this task besides those evaluated"),
         ({"names": "base"}, ("ann", "ann"), "user 'ann' is there twice"),
         ({"names": "base"}, (), "nobody to evaluate"),
     ],

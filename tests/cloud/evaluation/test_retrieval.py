@@ -1,5 +1,7 @@
 """Prompts with the user's items, against LaMP's forms by hand and for a real tokenizer's budget."""
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,10 +47,17 @@ def test_items_stand_in_the_prompt_in_lamps_own_form(name: str, tokenizer) -> No
     assert with_items(TASKS[name], query, [FIRST, SECOND], tokenizer, 1000) == wanted
 
 
-def test_every_lamp_task_has_a_form_and_others_are_refused() -> None:
-    assert set(FORMS) == set(TASKS)
-    with pytest.raises(InputError, match=r"no prompt with items for it; leave out the arms"):
-        check(custom_task("mails", "generation", "{input}", ()))
+def test_every_lamp_task_has_a_form_and_others_one_with_their_own_word(tokenizer) -> None:
+    assert set(FORMS) == {name for name in TASKS if name.startswith("LaMP_")}
+    own = replace(custom_task("mails", "generation", "{input}", ()), output_name="Subject")
+    made = with_items(own, "Q", [FIRST], tokenizer, 1000)
+    assert made == '"Fire" is the subject for "old mill burned". Q'
+
+
+def test_without_the_extra_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rank_bm25", None)
+    with pytest.raises(InputError, match=r"need pip install 'pocketune\[eval\]'"):
+        check()
 
 
 def test_items_share_the_tokens_evenly_and_what_one_leaves_goes_to_the_next(tokenizer) -> None:
@@ -63,13 +72,13 @@ def test_items_share_the_tokens_evenly_and_what_one_leaves_goes_to_the_next(toke
     alike = with_items(TASKS["LaMP_4"], "Q", long, tokenizer, 120)
     first, second = shown(alike, long[0]), shown(alike, long[1])
     assert abs(first - second) <= 1
-    assert 60 < first + second < 120
-    assert count(alike) <= 125
+    assert 40 < first + second < 120
+    assert 105 < count(alike) <= 122
     brief = [Item("0", "ab", "T0"), long[1]]
     mixed = with_items(TASKS["LaMP_4"], "Q", brief, tokenizer, 120)
     assert '"T0" is the title for "ab"' in mixed
     assert shown(mixed, long[1]) > second + 20
-    assert count(mixed) <= 125
+    assert 105 < count(mixed) <= 122
 
 
 def test_a_long_question_keeps_three_fifths_and_a_short_one_all_of_itself(tokenizer) -> None:
@@ -80,10 +89,10 @@ def test_a_long_question_keeps_three_fifths_and_a_short_one_all_of_itself(tokeni
     made = with_items(TASKS["LaMP_4"], "word " * 200, [item], tokenizer, 100)
     kept = made.split(". ")[1]
     assert 55 <= count(kept) <= 60
-    assert count(made) <= 105
+    assert count(made) <= 102
     short = with_items(TASKS["LaMP_4"], "one word", [item], tokenizer, 100)
     assert short.endswith(". one word")
-    assert 85 <= count(short) <= 105
+    assert 85 <= count(short) <= 102
 
 
 def test_without_room_for_an_item_the_question_stands_alone(tokenizer) -> None:
