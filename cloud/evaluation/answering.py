@@ -18,11 +18,12 @@ from cloud.augment import behind, scrubber_for
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import OTHER, TEACHER, Arm
 from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
+from cloud.evaluation.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.teachers import Sampling
 from cloud.train import frozen_dtype
-from protos.artifacts import Artifact, digest_json, read_json, tool_versions, write_json
+from protos.artifacts import Artifact, digest_json, read_json, tool_versions
 from protos.base_model import prompt_ids
 from protos.progress import Progress
 
@@ -122,10 +123,7 @@ def _student(
     if path.is_file():
         return read_json(path)
     said = student.answers(prompts.ids, prompts.room, adapter)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    write_json(partial, said)
-    partial.rename(path)
+    store(path, said)
     return said
 
 

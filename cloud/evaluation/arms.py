@@ -30,12 +30,16 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("base", "the base model alone"),
-        Arm("base+bm25", "… with the user's nearest items in the prompt", retrieves=True),
+        Arm("base+bm25", "the base with the user's nearest items in the prompt", retrieves=True),
         Arm(TASK, "one adapter for all, trained on other users", TASK),
-        Arm("real", "an adapter on the user's own items", "real"),
-        Arm("mixed-unfiltered", "… and on what the teacher wrote first", "mixed-unfiltered"),
-        Arm("mixed", "… and on what passed the filters", "mixed"),
-        Arm("synthetic", "… on this alone", "synthetic"),
+        Arm("real", "an adapter on own items alone", "real"),
+        Arm(
+            "mixed-unfiltered",
+            "an adapter on own items and what the teacher wrote first",
+            "mixed-unfiltered",
+        ),
+        Arm("mixed", "an adapter on own items and what passed the filters", "mixed"),
+        Arm("synthetic", "an adapter on what passed the filters alone", "synthetic"),
         Arm("mixed+bm25", "mixed, with the user's nearest items in the prompt", "mixed", True),
         Arm(OTHER, "another user's mixed adapter: the control", "mixed"),
         Arm(TEACHER, "the teacher itself, shown the user's items"),
@@ -63,7 +67,7 @@ def parse_arms(text: str, ratios: Sequence[float] = ()) -> list[Arm]:
 
 def ratio_arm(ratio: float) -> Arm:
     """The arm with so many synthetic items for each real one."""
-    about = f"own items, and {ratio:g} times as many that passed" if ratio else "own items alone"
+    about = f"own items and {ratio:g} times as many that passed" if ratio else "own items alone"
     return Arm(f"ratio-{ratio:g}", about, f"ratio-{ratio:g}" if ratio else "real")
 
 

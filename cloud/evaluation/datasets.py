@@ -8,7 +8,7 @@ filter only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,18 @@ from cloud.augment import (
     synthetic_row,
 )
 from cloud.candidates import Candidate
+from cloud.evaluation.pieces import store
 from cloud.profiles import Profile, read_profile, read_rows, write_rows
 from cloud.teachers import Calls, Teacher
-from protos.artifacts import Artifact, create, finished, open_artifact
+from protos.artifacts import (
+    Artifact,
+    create,
+    digest_json,
+    finished,
+    open_artifact,
+    read_json,
+    tool_versions,
+)
 from protos.progress import Progress, silent
 
 _BEST_MARK = 5
@@ -94,9 +103,18 @@ class Datasets:
         share = min(self.config.real_share, 1 / (1 + per_real))
         config = replace(self.config, per_real=per_real, real_share=share)
         out = self.folder / f"augmented-{per_real:g}"
-        return augment(
-            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
-        )
+        asked = [self.teacher.digest, self.judge.digest if self.judge else ""]
+        key = digest_json([self.profile.id, *asked, asdict(config), tool_versions()])
+        in_vain = self.folder / f"{out.name}-nothing.json"
+        if in_vain.is_file() and (known := read_json(in_vain))["of"] == key:
+            raise NothingPassedError(known["said"])
+        try:
+            return augment(
+                self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
+            )
+        except NothingPassedError as error:  # as dear as an augmentation: not to be tried again
+            store(in_vain, {"of": key, "said": str(error)})
+            raise
 
     def _best(self, synthetic: Rows, ratio: float) -> Rows:
         """Of the largest mix's synthetic items the best, as many as the ratio says."""

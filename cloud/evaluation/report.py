@@ -129,7 +129,7 @@ def gap_closed(found: dict[str, Any]) -> float | None:
 
 
 def _sentence(each: dict[str, Any]) -> str:
-    text = f"{_interval(each)}, {each['won']} users won, {each['lost']} lost, {each['tied']} alike"
+    text = f"{_interval(each)}; users: {each['won']} won, {each['lost']} lost, {each['tied']} alike"
     text += f" (sign test p = {each['sign_p']:.2g})"
     if each["low"] is None:
         return f"{text}; too few users for an interval."

@@ -171,28 +171,6 @@ def test_users_without_items_or_answers_are_left_out_by_name(
     assert json.loads(again.stdout)["users"] == 1
 
 
-@pytest.mark.slow
-def test_answers_are_timed_on_the_phones_runtime_for_one_user(
-    tmp_path: Path, tiny_base: Path
-) -> None:
-    users = {"ann": headlines("ann"), "bob": headlines("bob")}
-    folder = lamp_files(tmp_path / "lamp", "LaMP_4", users)
-    out = tmp_path / "out"
-    done = run(
-        "--data", folder, "--base", tiny_base, "--out", out, "--arms", "base,real", "--rank", "2",
-        "--epochs", "1", "--device", "--no-plots", "--json",
-    )  # fmt: skip
-    assert done.exit_code == 0, done.stderr
-    costs = json.loads(done.stdout)["costs"]
-    assert 0 < costs["base"]["device_ms"] < 60_000
-    assert 0 < costs["real"]["device_ms"] < 60_000
-    lowered = sorted((out / "device").glob("*/manifest.json"))
-    assert [json.loads(path.read_text())["kind"] for path in lowered] in (
-        ["AdapterBundle", "BaseBundle"], ["BaseBundle", "AdapterBundle"],
-    )  # fmt: skip
-    assert "phone's runtime" in (out / "evaluation.md").read_text()
-
-
 def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_base: Path) -> None:
     users = {"ann": headlines("ann"), "bob": headlines("bob")}
     profile, asked, _ = CASES["LaMP_3"]

@@ -223,8 +223,13 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
         "I cannot." if "of ann" in message else teach(message, number)
     )
     folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob"))
-    config = arms("base,real,mixed,synthetic")
-    made = evaluate(imported(folder), means(chat.spec), tmp_path / "out", config)
+    people, given = imported(folder), means(chat.spec)
+    evaluate(people, given, tmp_path / "out", arms("base,real,mixed,synthetic"))
+    seeds = [body["seed"] for body in chat.bodies if "of ann" in body["messages"][-1]["content"]]
+    assert len(seeds) == len(set(seeds)) > 1, "each request once, for all arms"
+    evaluate(people, given, tmp_path / "out", arms("base,mixed,mixed-unfiltered"))
+    assert len(chat.bodies) == len(seeds) + 1, "ann's are not asked for again, bob's was one"
+    made = evaluate(people, given, tmp_path / "out", arms("base,real,mixed,synthetic"))
     ann, bob = results(made)["users"]
     assert ann["fell_back"] == ["mixed", "synthetic"]
     assert bob["fell_back"] == []
