@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cloud import cli
+from cloud.teachers import POCKET_TEACHER
 from protos.artifacts import Artifact
 from protos.errors import InputError
 from protos.progress import shown
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 SPLITS = ("train", "dev", "test")
+SUITES = ("pocket",)
+POCKET_BASE = POCKET_TEACHER.with_name("base")
 PAGE = "evaluation.md"
 
 
@@ -43,11 +46,17 @@ def command(on_device: OnDevice) -> click.Command:
     "folder of --out called like its own.",
 )
 @click.option(
+    "--suite",
+    type=click.Choice(SUITES),
+    help="Instead of --data: the users of the bundled world, all its tasks.",
+)
+@click.option(
     "--split",
     type=click.Choice(SPLITS),
     default="dev",
     show_default=True,
-    help="Which of LaMP's files in --data: {split}_questions.json and _outputs.json.",
+    help="Which of LaMP's files in --data, {split}_questions.json and _outputs.json, or of the "
+    "bundled users.",
 )
 @click.option(
     "--profiles",
@@ -64,7 +73,10 @@ def command(on_device: OnDevice) -> click.Command:
     help="Users that the arm `task` learns from, as --data or --profiles: those who are "
     "evaluated are left out.",
 )
-@click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
+@click.option(
+    "--base",
+    help="Base model: a Hugging Face directory or hub id.  [default: the bundled one with --suite]",
+)
 @click.option("--out", required=True, type=FOLDER, help="Folder for everything that is made.")
 @click.option(
     "--arms", help="What is compared, separated by commas; see above.  [default: all but task]"
@@ -99,12 +111,13 @@ def eval_command(
     on_device: OnDevice,
     *,
     data: tuple[Path, ...],
+    suite: str | None,
     split: str,
     profiles: tuple[Path, ...],
     task_name: str | None,
     users: int | None,
     others: tuple[Path, ...],
-    base: str,
+    base: str | None,
     out: Path,
     arms: str | None,
     ratios: str,
@@ -133,6 +146,7 @@ def eval_command(
           --teacher "openai:http://localhost:8000/v1#my-model"
       pocketune eval --profiles work/profiles --base path/to/model --out work/eval \\
           --arms base,real,mixed,other --ratios 0,0.5,1,2,3
+      pocketune eval --suite pocket --split test --out work/eval
     """
     from cloud.augment import AugmentConfig
     from cloud.evaluation.arms import DEFAULT
@@ -145,8 +159,10 @@ def eval_command(
     from protos.base_model import open_base
 
     started = time.monotonic()
-    if bool(data) == bool(profiles):
-        raise click.UsageError("give either --data or --profiles")
+    _require_source(data, profiles, suite, base)
+    if suite:
+        data = bundled_users(split, users, out)
+    base = base or str(POCKET_BASE)
     places = task_folders(data, out) if data else {out: list(profiles)}
     if plots:
         check()
@@ -179,6 +195,25 @@ def eval_command(
         click.echo((out / PAGE).read_text("utf-8"))
     for each in made:
         cli.print_result(each, started, as_json, _scores(each) if as_json else None)
+
+
+def _require_source(
+    data: Sequence[Path], profiles: Sequence[Path], suite: str | None, base: str | None
+) -> None:
+    if [bool(data), bool(profiles), bool(suite)].count(True) != 1:
+        raise click.UsageError("give one of --data, --profiles and --suite")
+    if base is None and suite is None:
+        raise click.UsageError("give --base")
+
+
+def bundled_users(split: str, users: int | None, out: Path) -> tuple[Path, ...]:
+    """The folders of the pocket world's users, a task each, written into `out`."""
+    from cloud.pocket.world import WORLDS, write_users
+
+    folders = {task: out / "users" / task for task in WORLDS}
+    for task, folder in folders.items():
+        write_users(task, split, folder, users)
+    return tuple(folders.values())
 
 
 def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:

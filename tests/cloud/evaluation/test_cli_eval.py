@@ -130,7 +130,8 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, tiny_base: Path) -> None:
     one_line(run(*given, "--data", folder, "--ratios", "1,many"), 2, "ratios: 'many'")
     one_line(run(*given, "--data", folder, "--task", "LaMP_3"), 2, "outputs of LaMP_4")
     one_line(run(*given, "--data", tmp_path / "no"), 2, "no dev_questions.json, no Profile")
-    one_line(run(*given), 2, "give either --data or --profiles")
+    one_line(run(*given), 2, "give one of --data, --profiles and --suite")
+    one_line(run("--data", folder, "--out", tmp_path / "out"), 2, "give --base")
     nowhere = ("--base", tiny_base, "--out", tmp_path / "out", "--data", folder)
     one_line(run(*nowhere, "--teacher", "hf:./nowhere"), 2, "nowhere: no such directory")
     (folder / "dev_outputs.json").unlink()
@@ -190,3 +191,22 @@ def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_ba
     for task in ("LaMP_4", "LaMP_3"):
         assert (tmp_path / "out" / task / "evaluation.md").is_file()
     one_line(run("--data", four, "--data", four, *given), 2, "two of the same name")
+
+
+def test_the_suite_is_the_bundled_users_of_every_task(tmp_path: Path, tiny_base: Path) -> None:
+    from cloud.pocket.world import WORLDS, write_users
+
+    out = tmp_path / "out"
+    done = run(
+        "--suite", "pocket", "--split", "dev", "--users", "1", "--base", tiny_base, "--arms",
+        "base", "--no-plots", "--out", out, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["task"] for each in made] == list(WORLDS)
+    for task in WORLDS:
+        _, outputs = write_users(task, "dev", tmp_path / "own" / task, 1)
+        golds = json.loads(outputs.read_text())["golds"]
+        path = out / task / "evaluation" / "predictions" / "base.json"
+        said = json.loads(path.read_text())["golds"]
+        assert [each["id"] for each in said] == [each["id"] for each in golds]
