@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import tomllib
 import warnings
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
 from cloud import service_cli
+from cloud.evaluation import cli as evaluation_cli
 from export import cli as export_cli
 from mobile_runtime import cli as runtime_cli
 from protos.artifacts import Artifact, read_json
@@ -29,6 +31,9 @@ from protos.errors import GateError, InputError, PocketuneError
 from protos.progress import Progress, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloud.evaluation.inputs import Device
     from cloud.service.stages.site import Tools
     from mobile_runtime.report import ParityResult
 
@@ -373,6 +378,44 @@ def answer_held_out(
     )  # fmt: skip
 
 
+def on_device(base: str, out: Path, rank: int, context: int, threads: int) -> Device:
+    """What times answers by the phone's runtime, for `eval`; the base is lowered once, into `out`.
+
+    Questions that do not fit are left out, and one answer is not timed, to warm up.
+    """
+    from export.adapter import export_adapter
+    from export.base import export_base
+    from mobile_runtime.engine import open_engine
+    from mobile_runtime.generate import Sampling, complete
+    from mobile_runtime.prompt import open_prompt
+
+    def milliseconds(adapter: Artifact | None, queries: Sequence[str], room: int) -> float:
+        lowered = export_base(
+            base, out / "base-bundle", DEFAULT_RECIPE, rank=rank, context_length=context,
+            threads=threads,
+        )  # fmt: skip
+        bundle = None
+        if adapter:
+            bundle = export_adapter(
+                adapter.path, lowered.path, out / adapter.id[:16], base=base, goldens=False,
+                threads=threads,
+            )  # fmt: skip
+        engine = open_engine(lowered.path, bundle.path if bundle else None, threads)
+        prompt = open_prompt(lowered.path)
+        whole = [prompt.encode(query) for query in queries]
+        fitting = [ids for ids in whole if len(ids) + room <= context]
+        if not fitting:
+            raise InputError(f"no question fits a context of {context} tokens; leave out --device")
+        for ids in fitting[:1]:
+            complete(engine, prompt, ids, Sampling(max_new_tokens=room))
+        started = time.perf_counter()
+        for ids in fitting:
+            complete(engine, prompt, ids, Sampling(max_new_tokens=room))
+        return 1000 * (time.perf_counter() - started) / len(fitting)
+
+    return milliseconds
+
+
 def summary(result: Result) -> str:
     """What happened, for people."""
     data, trained = result.dataset.manifest.measured, result.adapter.manifest.measured
@@ -484,6 +527,7 @@ for _command in (
     cloud_cli.profile,
     cloud_cli.augment_command,
     cloud_cli.train_command,
+    evaluation_cli.command(on_device),
     export_cli.export,
     runtime_cli.parity,
     runtime_cli.run,
