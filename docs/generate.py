@@ -61,9 +61,13 @@ def tables_page() -> str:
     )
     parts += ["\n## Recipes\n"]
     parts += _table(
-        ("recipe", "what it makes", "gates"),
+        ("recipe", "weights", "form", "adapter", "here", "gates"),
         [
-            (r.name, r.description, ", ".join(f"{k} {v:g}" for k, v in r.thresholds.items()))
+            (
+                r.name, r.weights, r.form, f"{r.adapter}, {r.adapter_dtype}",
+                "runs" if r.runs_here else "lowered, not run here",
+                ", ".join(f"{k} {v:g}" for k, v in r.thresholds.items()),
+            )
             for r in RECIPES.values()
         ],
     )

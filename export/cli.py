@@ -1,4 +1,4 @@
-"""The commands `export base`, `export adapter`, `export merged` and `export recipes`.
+"""The commands `export base`, `export adapter`, `export merged`, `export package` and `recipes`.
 
 Only flags and output are here; heavy imports happen inside the commands, so `--help` is instant.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from export.recipes import RECIPES
+from export.recipes import NOT_OFFERED, RECIPES
 from protos.progress import Progress, shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _RECIPE = click.option(
     "--recipe",
     default="executorch-xnnpack-8da4w",
     show_default=True,
-    help="How to lower; `export recipes` lists them.",
+    help="How to lower; `pocketune recipes` lists them.",
 )
 _CONTEXT = click.option(
     "--context-length",
@@ -228,16 +228,28 @@ def package_command(
     click.echo(export_package(base_bundle, adapter_bundle, platform, out, tools))
 
 
-@export.command("recipes", epilog="Example: pocketune export recipes --json")
+@click.command(epilog="Example: pocketune recipes --json")
 @click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
-def recipes_command(as_json: bool) -> None:
-    """List the recipes."""
+def recipes(as_json: bool) -> None:
+    """List how a model can be lowered, what runs here, and what is not offered."""
     if as_json:
         rows = [{**vars(r), "thresholds": dict(r.thresholds)} for r in RECIPES.values()]
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps({"recipes": rows, "not_offered": dict(NOT_OFFERED)}, indent=1))
         return
     for recipe in RECIPES.values():
-        click.echo(f"{recipe.name:<26}  {recipe.description}")
+        click.echo(recipe.name)
+        for title, text in (
+            ("weights", recipe.weights),
+            ("form", recipe.form),
+            ("adapter", f"{recipe.adapter}, {recipe.adapter_dtype} on the wire"),
+            ("here", "runs" if recipe.runs_here else "lowered, not run here"),
+            ("needs", recipe.needs),
+        ):
+            if text:
+                click.echo(f"  {title:<8} {text}")
+    click.echo("not offered, and what each would need")
+    for name, needs in NOT_OFFERED.items():
+        click.echo(f"  {name:<9} {needs}")
 
 
 def _contents(prompts: Path | None) -> Sequence[str]:
