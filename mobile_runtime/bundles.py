@@ -101,7 +101,7 @@ def open_base(path: Path) -> BaseBundle:
     try:
         bundle = _parse_base(artifact, raw)
         program = str(raw["program"]["sha256"])
-        foundation = [str(key) for key in raw["foundation_keys"]]
+        foundation = {str(key): int(size) for key, size in raw["foundation"].items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{source}: malformed layout ({error!r})") from None
     problems = [

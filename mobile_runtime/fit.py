@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from protos.ptd import read_floats
@@ -56,11 +57,18 @@ def program_problems(base: BaseBundle, sha256: str) -> list[str]:
     return problems
 
 
-def foundation_problems(base: BaseBundle, listed: list[str]) -> list[str]:
-    """foundation.ptd must hold exactly the keys that layout.json lists, and no adapter's."""
-    held = {tensor.key for tensor in base.foundation}
-    problems = _difference("foundation.ptd", held, set(listed), "layout.json")
-    if held & {slot.key for slot in base.slots}:
+def foundation_problems(base: BaseBundle, listed: Mapping[str, int]) -> list[str]:
+    """foundation.ptd must hold exactly the keys that layout.json lists, each with its bytes, and no
+    adapter's.
+    """
+    held = {tensor.key: tensor.size_bytes for tensor in base.foundation}
+    problems = _difference("foundation.ptd", set(held), set(listed), "layout.json")
+    problems += [
+        f"{key[:40]} has {held[key]} bytes in foundation.ptd, layout.json says {listed[key]}"
+        for key in sorted(held.keys() & listed.keys())
+        if held[key] != listed[key]
+    ]
+    if held.keys() & {slot.key for slot in base.slots}:
         problems.append("foundation.ptd holds an adapter's key")
     return problems
 
