@@ -50,11 +50,13 @@ _TRUST = click.option(
 )
 
 
+_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads for PyTorch.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
 def _shared(command: _Command) -> _Command:
     """Options of every command that exports."""
-    threads = click.option("--threads", type=click.IntRange(1), help="CPU threads for PyTorch.")
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    return _PROMPTS(threads(as_json(command)))
+    return _PROMPTS(_THREADS(_JSON(command)))
 
 
 @click.group("export")
@@ -188,6 +190,26 @@ def merged_command(
 
 
 @export.command(
+    "probe",
+    epilog="Example: pocketune export probe --base ./model --bundle bundles/base "
+    "--out bundles/probe",
+)
+@_BASE
+@click.option("--bundle", required=True, type=_PATH, help="The BaseBundle of that base.")
+@_OUT
+@_THREADS
+@_JSON
+def probe_command(base: str, bundle: Path, out: Path, threads: int | None, as_json: bool) -> None:
+    """Lower a base once more, to say what each layer gives; for `parity --probe`."""
+    from export.executorch.probe import export_probe
+
+    def run(progress: Progress) -> Artifact:
+        return export_probe(bundle, out, base=base, threads=threads, progress=progress)
+
+    _run("export probe", run, as_json=as_json)
+
+
+@export.command(
     "package",
     epilog="Example: pocketune export package --base-bundle bundles/base --adapter-bundle "
     "bundles/alice --platform android --out app/alice --assemble-only",
@@ -241,7 +263,7 @@ def recipes(as_json: bool) -> None:
         for title, text in (
             ("weights", recipe.weights),
             ("form", recipe.form),
-            ("adapter", f"{recipe.adapter}, {recipe.adapter_dtype} on the wire"),
+            ("adapter", recipe.adapter_form),
             ("here", "runs" if recipe.runs_here else "lowered, not run here"),
             ("needs", recipe.needs),
         ):
@@ -249,7 +271,7 @@ def recipes(as_json: bool) -> None:
                 click.echo(f"  {title:<8} {text}")
     click.echo("not offered, and what each would need")
     for name, needs in NOT_OFFERED.items():
-        click.echo(f"  {name:<9} {needs}")
+        click.echo(f"  {name:<23} {needs}")
 
 
 def _contents(prompts: Path | None) -> Sequence[str]:
