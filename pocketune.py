@@ -163,7 +163,9 @@ def main() -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder for all artifacts.")
-@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="See export recipes.")
+@click.option(
+    "--recipe", default=DEFAULT_RECIPE, show_default=True, help="See `pocketune recipes`."
+)
 @click.option("--context-length", type=click.IntRange(min=1), help="Positions of the KV cache.")
 @click.option("--base-bundle", type=DIRECTORY, help="Where the BaseBundle is, or goes.")
 @click.option("--merged", is_flag=True, help="Export a merged program too, to compare with.")
@@ -529,6 +531,7 @@ for _command in (
     cloud_cli.train_command,
     evaluation_cli.command(on_device),
     export_cli.export,
+    export_cli.recipes,
     runtime_cli.parity,
     runtime_cli.run,
     *service_cli.commands(_service_stages),

@@ -33,7 +33,8 @@ from protos.errors import ArtifactError, InputError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 KINDS = (
-    "Profile", "Dataset", "Adapter", "BaseBundle", "AdapterBundle", "ParityReport", "Evaluation",
+    "Profile", "Dataset", "Adapter", "BaseBundle", "ProbeBundle", "AdapterBundle", "ParityReport",
+    "Evaluation",
 )  # fmt: skip
 _INSTALL_ATTEMPTS = 5
 _LONGEST_NAME = 255

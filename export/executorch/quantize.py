@@ -25,10 +25,12 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.quantization is None:
         return
-    if recipe.group_size:
-        _check_groups(model, recipe.group_size)
-    _untie(model)
-    _quantize_linear(model, recipe.group_size)
+    from torchao.quantization.granularity import PerAxis
+    from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
+
+    quantize_linear(model, recipe.group_size)
+    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))
 
 
 def _check_groups(model: nn.Module, group_size: int) -> None:
@@ -53,25 +55,29 @@ def _untie(model: nn.Module) -> None:
         head.weight = nn.Parameter(embedding.weight.detach().clone())
 
 
-def _quantize_linear(model: nn.Module, group_size: int) -> None:
-    """group_size: int4 in groups of that many inputs; 0: int8 by rows."""
+def quantize_linear(
+    model: nn.Module, group_size: int, scale_dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """The linear layers only. group_size: int4 in groups of that many inputs, with scales of that
+    type; 0: int8 by rows. Raises as `quantize` does.
+    """
     from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.quantization.quant_api import (
         Int8DynamicActivationIntxWeightConfig,
-        IntxWeightOnlyConfig,
         quantize_,
     )
 
     if group_size:
+        _check_groups(model, group_size)
+    _untie(model)
+    if group_size:
         linear = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
             weight_granularity=PerGroup(group_size),
-            weight_scale_dtype=torch.bfloat16,
+            weight_scale_dtype=scale_dtype,
         )
     else:
         linear = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int8, weight_granularity=PerAxis(0)
         )
-    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     quantize_(model, linear, lambda module, _: isinstance(module, nn.Linear))
-    quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))

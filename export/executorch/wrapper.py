@@ -125,7 +125,7 @@ class RunnerModule(nn.Module):
         self.cache.begin(start)
         output = self.model(
             input_ids=tokens,
-            position_ids=(torch.arange(count) + start).unsqueeze(0),
+            position_ids=(torch.arange(count) + input_pos).unsqueeze(0),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
