@@ -327,7 +327,6 @@ class _Job:
             draft.measured.update(
                 valid_loss_before=state.history[0]["valid_loss"],
                 valid_loss_after=state.best_loss,
-                train_loss_before=state.history[0]["train_loss"],
                 train_loss_after=state.history[state.best_epoch]["train_loss"],
                 best_epoch=state.best_epoch,
                 epochs=len(state.history) - 1,
