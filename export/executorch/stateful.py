@@ -14,31 +14,26 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from export.executorch.wrapper import CacheOfContext
+
 _HIDDEN = -1e4
 """Added to a hidden score: within float16, and exp of it is zero."""
 
 
-class StatefulModule(nn.Module):
+class StatefulModule(CacheOfContext):
     """The model, which it takes over, and the cache that its attention calls in place of one of
     transformers: for each layer keys and values, [1, kv_heads, context, head_dim].
     """
 
-    is_compileable = True
-
     def __init__(self, model: nn.Module, context_length: int) -> None:
-        super().__init__()
         config = cast("Any", model).config
+        super().__init__(config, context_length)
         cast("Any", model).set_attn_implementation("sdpa")
-        heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        shape = (1, config.num_key_value_heads, context_length, head_dim)
+        shape = (1, config.num_key_value_heads, context_length, self.width)
         for layer in range(config.num_hidden_layers):
             self.register_buffer(f"k_cache_{layer}", torch.zeros(shape))
             self.register_buffer(f"v_cache_{layer}", torch.zeros(shape))
         self.model = model
-        self.context_length = context_length
-        self.is_sliding = [False] * config.num_hidden_layers
-        self.layers: list[Any] = []
         self.position: Any = 0
 
     def forward(self, tokens: torch.Tensor, input_pos: torch.Tensor) -> torch.Tensor:
@@ -62,16 +57,3 @@ class StatefulModule(nn.Module):
         keys[:, :, self.position] = key
         values[:, :, self.position] = value
         return keys, values
-
-    def get_seq_length(self, *_: object, **__: object) -> int:
-        """Zero: positions are given, so the model must not count its own."""
-        return 0
-
-    def get_query_offset(self, *_: object, **__: object) -> int:
-        return 0
-
-    def get_mask_sizes(self, *_: object, **__: object) -> tuple[int, int]:
-        return self.context_length, 0
-
-    def get_max_cache_shape(self, *_: object) -> int:
-        return self.context_length
