@@ -2,6 +2,6 @@
 
 `fit.py` is the loop; `packing.py` lays the users' sequences out in rows without padding, `lora.py`
 and `attention.py` see to it that no token meets another user or another sequence, `loss.py` makes
-logits only where they are learned from, `memory.py` says how much fits. `alone.py` is PEFT's way,
-for what these cannot do.
+logits only where they are learned from, `norm.py` normalises in few passes, `memory.py` says how
+much fits. `alone.py` is PEFT's way, for what these cannot do.
 """

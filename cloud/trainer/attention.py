@@ -9,6 +9,7 @@ price of keeping the probabilities.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -70,6 +71,13 @@ def _seen(length: int, window: int | None, device: torch.device) -> torch.Tensor
     return seen.triu_(1 - window) if window else seen
 
 
+@lru_cache(maxsize=64)
+def _mask(length: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to the scores `[length, length]`: nothing, or minus infinity if unseen."""
+    unseen = ~_seen(length, window, torch.device("cpu"))
+    return torch.zeros(length, length, dtype=dtype).masked_fill_(unseen, float("-inf"))
+
+
 class _Short(torch.autograd.Function):
     """softmax(scale · Q Kᵀ) V, sequence by sequence, in products over all heads at once."""
 
@@ -89,38 +97,34 @@ class _Short(torch.autograd.Function):
         for own in _spans(lengths):
             length = _rounded(own)
             q = _filled(query, own).view(shared, -1, width)  # [kv heads, group · length, head_dim]
-            scores = (q @ _filled(key, own).transpose(1, 2)).view(heads, length, length)
-            scores = scores.float().mul_(scale)
-            scores.masked_fill_(~_seen(length, window, q.device), float("-inf"))
-            chances = scores.softmax(-1).to(q.dtype).view(shared, -1, length)
-            attended = (chances @ _filled(value, own)).view(heads, length, width)
+            k, v = _filled(key, own), _filled(value, own)
+            scores = (q @ k.transpose(1, 2)).view(heads, length, length)
+            scores = torch.add(_mask(length, window, q.dtype), scores, alpha=scale)
+            chances = scores.softmax(-1).view(shared, -1, length)
+            attended = (chances @ v).view(heads, length, width)
             out[0, own] = attended.transpose(0, 1)[: own.stop - own.start]
-            kept.append(chances)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.lengths, ctx.scale = lengths, scale
+            kept += [q, k, v, chances]
+        ctx.save_for_backward(*kept)
+        ctx.lengths, ctx.scale, ctx.shape = lengths, scale, (tokens, heads, shared, width)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        (dout,) = grads
-        query, key, value, *kept = ctx.saved_tensors
-        heads, tokens, width = query.shape[1:]
-        shared = key.shape[1]
-        dquery = query.new_empty(1, tokens, heads, width).transpose(1, 2)
-        dkey = query.new_empty(1, tokens, shared, width).transpose(1, 2)
+        dout = grads[0].transpose(1, 2)
+        tokens, heads, shared, width = ctx.shape
+        dquery = dout.new_empty(1, tokens, heads, width).transpose(1, 2)
+        dkey = dout.new_empty(1, tokens, shared, width).transpose(1, 2)
         dvalue = torch.empty_like(dkey)
-        for own, chances in zip(_spans(ctx.lengths), kept, strict=True):
+        kept = iter(ctx.saved_tensors)
+        for own, q, k, v, chances in zip(_spans(ctx.lengths), kept, kept, kept, kept, strict=True):
             length, real = _rounded(own), own.stop - own.start
-            q = _filled(query, own).view(shared, -1, width)
-            d = _filled(dout.transpose(1, 2), own).view(shared, -1, width)
+            d = _filled(dout, own).view(shared, -1, width)
             dvalue[0, :, own] = (chances.transpose(1, 2) @ d)[:, :real]
-            change = d @ _filled(value, own).transpose(1, 2)
-            # d softmax: p · (dp - sum(p · dp))
-            product = change.float().mul_(chances)
-            product.addcmul_(chances.float(), product.sum(-1, keepdim=True), value=-1)
-            dscores = product.mul_(ctx.scale).to(q.dtype)
-            found = (dscores @ _filled(key, own)).view(heads, length, width)
-            dquery[0, :, own] = found[:, :real]
+            dscores: Any = torch.ops.aten._softmax_backward_data(
+                d @ v.transpose(1, 2), chances, -1, chances.dtype
+            )
+            dscores.mul_(ctx.scale)
+            dquery[0, :, own] = (dscores @ k).view(heads, length, width)[:, :real]
             dkey[0, :, own] = (dscores.transpose(1, 2) @ q)[:, :real]
         return dquery, dkey, dvalue, None, None, None
 

@@ -6,7 +6,7 @@ normalised by that user's own tokens, so neither the company nor the splitting i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +17,13 @@ from cloud.trainer.learner import Learner, state_bytes
 from cloud.trainer.lora import Routing, hooked
 from cloud.trainer.loss import losses
 from cloud.trainer.memory import Budget, saved_bytes
+from cloud.trainer.norm import lean
 from cloud.trainer.packing import Example, Piece, Row, groups, pack
 from protos.errors import InputError
 from protos.progress import Progress
 
 FAMILIES = ("gemma3_text", "llama", "phi", "phi3", "qwen2", "qwen3", "smollm3")
+_READ_BY_ATTENTION = ("k_proj", "v_proj", "qkv_proj")
 _DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop")
 
 
@@ -118,9 +120,10 @@ class _Passes:
         """How long rows may be, from what the longest sequence keeps for its backward pass."""
         rows = [row for learner in self._learners for row in learner.rows]
         longest = max(len(row.ids) for row in rows)
-        self._routing.factors = [self._learners[0].evaluated()]
+        first = self._learners[0].routed(self._model.dtype, dropping=False)
+        self._routing.factors = [first]
         states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
-        probe = pack([Piece(0, 0, Example([0] * longest, 1))], self._model.device)
+        probe = pack([Piece(0, 0, Example([0] * longest, longest))], self._model.device)
         with self._recomputing(self._recompute):
             saved = saved_bytes(lambda: self._states(probe), self._model.parameters())
         layer = saved / self._model.config.num_hidden_layers
@@ -129,7 +132,7 @@ class _Passes:
 
     def step(self, learners: Sequence[Learner]) -> float:
         """One step of each; the mean of their losses."""
-        self._routing.factors = [learner.factors for learner in learners]
+        self._routing.factors = [learner.routed(self._model.dtype) for learner in learners]
         pieces = _pieces([learner.next_batch() for learner in learners])
         tokens = _counted(pieces, len(learners))
         found = torch.zeros(len(learners), device=self._model.device)
@@ -157,7 +160,8 @@ class _Passes:
         """Mean cross-entropy of a completion token of each user's rows, in nats."""
         if not learners:
             return []
-        self._routing.factors = [learner.evaluated() for learner in learners]
+        dtype = self._model.dtype
+        self._routing.factors = [learner.routed(dtype, dropping=False) for learner in learners]
         pieces = _pieces([rows(learner) for learner in learners])
         found = torch.zeros(len(learners), dtype=torch.float64, device=self._model.device)
         with torch.no_grad():
@@ -170,6 +174,7 @@ class _Passes:
     def _states(self, row: Row) -> torch.Tensor:
         """The decoder's last states where something is predicted, `[positions, hidden]`."""
         self._routing.segments = row.segments
+        self._routing.needed, self._routing.needed_segments = row.needed, row.needed_segments
         states = self._decoder(
             input_ids=row.ids, position_ids=row.positions, use_cache=False, lengths=row.lengths
         ).last_hidden_state
@@ -193,15 +198,24 @@ class _Passes:
 @contextmanager
 def _packed(model: Any, learners: Sequence[Learner]) -> Generator[_Passes]:
     """Within, the model reads packed rows and adds the users' adapters."""
-    routing = Routing()
     layers = {layer: None for learner in learners for layer in learner.factors}
+    routing = Routing(sparse=_sparse(model, layers))
     before = model.config._attn_implementation
     model.set_attn_implementation(attention.register())
     try:
-        with hooked(model, layers, routing):
+        with hooked(model, layers, routing), lean(model):
             yield _Passes(model, learners, routing)
     finally:
         model.set_attn_implementation(before)
+
+
+def _sparse(model: Any, layers: Iterable[str]) -> set[str]:
+    """Those layers of the last decoder layer that no other token's attention reads."""
+    last = set(model.get_decoder().layers[-1].modules())
+    return {
+        name for name in layers
+        if model.get_submodule(name) in last and not name.endswith(_READ_BY_ATTENTION)
+    }  # fmt: skip
 
 
 def _pieces(rows: Sequence[Sequence[Example]]) -> list[Piece]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,7 +72,7 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [self.flat], lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.factors = self._factors()
+        self.factors = self.routed(torch.float32)
         self._best = {"adapter": flat.clone()}
         self.state = resume(checkpoint, {"adapter": self.flat}, self._best, self.optimizer)
 
@@ -152,20 +151,18 @@ class Learner:
         """The adapter that is kept, by PEFT's names."""
         return {name: view.clone().cpu() for name, view in self._views(self._best["adapter"])}
 
-    def evaluated(self) -> dict[str, Factors]:
-        """The factors without dropout."""
-        return {layer: replace(own, drop=None) for layer, own in self.factors.items()}
-
-    def _factors(self) -> dict[str, Factors]:
+    def routed(self, dtype: torch.dtype, *, dropping: bool = True) -> dict[str, Factors]:
+        """The factors as they are now, by layer, for a base in dtype."""
         assert self.flat.grad is not None
-        values = dict(self._views(self.flat.detach()))
+        values = dict(self._views(self.flat.detach().to(dtype)))
         grads = dict(self._views(self.flat.grad))
         scale = self.config.alpha / self.config.rank
         layers = [name.removesuffix(_A) for name in values if name.endswith(_A)]
+        drops = dropping and self.config.dropout
         return {
             layer.removeprefix(_PREFIX): Factors(
                 values[layer + _A], values[layer + _B], grads[layer + _A], grads[layer + _B], scale,
-                partial(self._drop, number) if self.config.dropout else None,
+                partial(self._drop, number) if drops else None,
             )
             for number, layer in enumerate(layers)
         }  # fmt: skip

@@ -39,7 +39,10 @@ class Piece:
 
 @dataclass(frozen=True)
 class Segment:
-    """The tokens `start` to `stop` of a row: one user's, sequence by sequence, then filler."""
+    """The tokens `start` to `stop` of a row: one user's, sequence by sequence, then filler.
+
+    Or where they are among the tokens `needed`.
+    """
 
     owner: int
     start: int
@@ -50,13 +53,16 @@ class Segment:
 @dataclass(frozen=True)
 class Row:
     """One forward pass. predicting, targets, owners: `[positions]`, where a completion token
-    follows, which one, and whose.
+    follows, which one, and whose. needed: these positions, each user's filled up to a multiple of
+    64 with others of that user's tokens; needed_segments: each user's part of them.
     """
 
     ids: torch.Tensor  # [1, tokens]
     positions: torch.Tensor  # [1, tokens]; each sequence begins at 0
     lengths: tuple[int, ...]
     segments: tuple[Segment, ...]
+    needed_segments: tuple[Segment, ...]
+    needed: torch.Tensor
     predicting: torch.Tensor
     targets: torch.Tensor
     owners: torch.Tensor
@@ -91,8 +97,10 @@ def pack(pieces: Sequence[Piece], device: torch.device) -> Row:
     predicting: list[int] = []
     owners: list[int] = []
     segments: list[Segment] = []
+    needed: list[int] = []
+    needed_segments: list[Segment] = []
     for owner, group in groupby(pieces, key=lambda piece: piece.owner):
-        start, own = len(ids), tuple(group)
+        start, first, own = len(ids), len(predicting), tuple(group)
         for piece in own:
             length = len(piece.example.ids)
             learned = min(piece.example.completion, length - 1)  # nothing predicts the first token
@@ -104,12 +112,19 @@ def pack(pieces: Sequence[Piece], device: torch.device) -> Row:
             ids += [0] * filler
             lengths.append(filler)
         segments.append(Segment(owner, start, len(ids), own))
+        read = set(predicting[first:])
+        others = [at for at in range(start, len(ids)) if at not in read]
+        before = len(needed)
+        needed += [*predicting[first:], *others[: -len(read) % _MULTIPLE]]
+        needed_segments.append(Segment(owner, before, len(needed), own))
     positions = [position for length in lengths for position in range(length)]
     return Row(
         ids=torch.tensor([ids], device=device),
         positions=torch.tensor([positions], device=device),
         lengths=tuple(lengths),
         segments=tuple(segments),
+        needed_segments=tuple(needed_segments),
+        needed=torch.tensor(needed, dtype=torch.long, device=device),
         predicting=torch.tensor(predicting, device=device),
         targets=torch.tensor([ids[at + 1] for at in predicting], device=device),
         owners=torch.tensor(owners, device=device),

@@ -22,6 +22,10 @@ def test_a_row_holds_users_side_by_side_and_knows_what_is_predicted() -> None:
     assert row.predicting.tolist() == [1, 2, 4, 65]
     assert row.targets.tolist() == [13, 14, 22, 33]
     assert row.owners.tolist() == [0, 0, 0, 1]
+    assert row.needed[:5].tolist() == [1, 2, 4, 0, 3]
+    assert row.needed[64:67].tolist() == [65, 64, 66]
+    assert sorted(row.needed.tolist()) == list(range(128))  # each once: gradients meet there
+    assert [(s.owner, s.start, s.stop) for s in row.needed_segments] == [(0, 0, 64), (1, 64, 128)]
 
 
 def test_groups_are_of_like_size_and_a_long_piece_is_alone() -> None:
