@@ -22,7 +22,7 @@ import click
 from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
-from cloud import service_cli
+from cloud import pocket, service_cli, task_cli
 from cloud.evaluation import cli as evaluation_cli
 from export import cli as export_cli
 from mobile_runtime import cli as runtime_cli
@@ -47,10 +47,9 @@ POCKET = Path(cloud_cli.__file__).parent / "pocket"
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DEFAULT_RECIPE = "executorch-xnnpack-8da4w"
 POCKET_ARGUMENTS = (
-    "--per-real", "3", "--temperature", "0.8", "--learning-rate", "2e-3", "--epochs", "12",
-    "--patience", "3", "--context-length", "512",
-)  # fmt: skip
-"""What suits the bundled models, which are far smaller than what the defaults are made for."""
+    *(f"--{name.replace('_', '-')}={value}" for name, value in pocket.OPTIONS.items()),
+    "--context-length=512",
+)
 
 
 class Cli(click.Group):
@@ -529,6 +528,7 @@ for _command in (
     cloud_cli.profile,
     cloud_cli.augment_command,
     cloud_cli.train_command,
+    task_cli.task,
     evaluation_cli.command(on_device),
     export_cli.export,
     export_cli.recipes,

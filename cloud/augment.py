@@ -184,18 +184,24 @@ def check_consent(profile: Artifact, teacher: Teacher) -> None:
     """Refuse a third-party teacher without the user's consent, or after its days are over."""
     if not teacher.third_party:
         return
-    consent, created = Consent(**profile.config["consent"]), profile.manifest.created
+    consent = Consent(**profile.config["consent"])
     if not consent.third_party:
         raise InputError(
             f"{profile.path}: the user's consent does not allow a third-party teacher "
             f"({teacher.name}); import the profile with --third-party once they agree"
         )
-    ends = date.fromisoformat(created[:10]) + timedelta(days=consent.retention_days)
-    if consent.retention_days and ends < datetime.now(UTC).date():
+    if consent_ended(profile):
         raise InputError(
             f"{profile.path}: the user's consent, for {consent.retention_days} days from "
-            f"{created[:10]}, is over; import the profile again once they agree"
+            f"{profile.manifest.created[:10]}, is over; import the profile again once they agree"
         )
+
+
+def consent_ended(profile: Artifact) -> bool:
+    """Whether the days for which the user consented are over; 0 days never are."""
+    days = Consent(**profile.config["consent"]).retention_days
+    ends = date.fromisoformat(profile.manifest.created[:10]) + timedelta(days=days)
+    return bool(days) and ends < datetime.now(UTC).date()
 
 
 def scrubber_for(

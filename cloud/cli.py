@@ -129,6 +129,11 @@ def profile() -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=DIRECTORY, help="Where the Profile goes.")
 @profile_options
+@click.option(
+    "--contributes",
+    is_flag=True,
+    help="The user allows an adapter for all users of the task to learn from the items, too.",
+)
 @json_option
 def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None:
     """Import one user's items from a LaMP questions file or from JSONL.
@@ -297,15 +302,24 @@ def named_datasets(folders: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        inside = [folder] if _is_artifact(folder) else sorted(filter(_is_artifact, _inside(folder)))
-        if not inside:
-            raise InputError(f"{folder}: no Dataset, and no folder of Datasets either")
-        for path in inside:
+        for path in artifacts_in(folder, "Dataset"):
             name = path.resolve().name
             if name in found:
                 raise InputError(f"two Datasets are called {name}: {found[name]} and {path}")
             found[name] = path
     return found
+
+
+def artifacts_in(folder: Path, kind: str) -> list[Path]:
+    """The folder itself, or the artifacts in it, which are to be of this kind.
+
+    Raises:
+        InputError: there are none.
+    """
+    inside = [folder] if _is_artifact(folder) else sorted(filter(_is_artifact, _inside(folder)))
+    if not inside:
+        raise InputError(f"{folder}: no {kind}, and no folder of {kind}s either")
+    return inside
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -384,7 +398,7 @@ def read_source(source: Path, **given: Any) -> Profile:
     from cloud.profiles import Profile, read_jsonl_items
     from cloud.tasks import TASKS, custom_task
 
-    consent = Consent(given["purpose"], given["retention_days"], given["third_party"])
+    consent = pick(Consent, given)
     name, outputs, user = given["task"], given["outputs"], given["user"]
     if source.suffix == ".json":
         if name is None and outputs is None:

@@ -50,11 +50,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Consent:
-    """What the user agreed to. third_party: items may be sent to a teacher that others operate."""
+    """What the user agreed to.
+
+    third_party: items may be sent to a teacher that others operate. contributes: items may also
+    train the task's adapter, which other users get (`cloud/task_adapter.py`).
+    """
 
     purpose: str = "personalization"
     retention_days: int = 365
     third_party: bool = False
+    contributes: bool = False
 
 
 @dataclass(frozen=True)

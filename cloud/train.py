@@ -259,6 +259,8 @@ class _Job:
         self._resolved = {
             **asdict(member.config), "dtype": str(self.dtype).removeprefix("torch."),
         }  # fmt: skip
+        if contributors := member.dataset.config.get("contributors"):
+            self._resolved["contributors"] = contributors
         self._started = time.monotonic()
         self._work = contextlib.ExitStack()
         self.rows: list[Example] = []

@@ -32,9 +32,11 @@ from protos.errors import ArtifactError, InputError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+WITHDRAWN = "withdrawn.json"
+"""Beside the manifest of what somebody's items went into who has withdrawn them since."""
 KINDS = (
     "Profile", "Dataset", "Adapter", "BaseBundle", "ProbeBundle", "AdapterBundle", "ParityReport",
-    "Evaluation",
+    "Evaluation", "TaskBase",
 )  # fmt: skip
 _INSTALL_ATTEMPTS = 5
 _LONGEST_NAME = 255
@@ -155,12 +157,13 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
     """Open an artifact and verify every byte of it.
 
     Raises:
-        InputError: nothing is there.
+        InputError: nothing is there, or a contributor has withdrawn.
         ArtifactError: it is of another kind, of an unknown schema version, truncated or altered.
     """
     _recover(path)
     if not path.is_dir():
         raise InputError(f"{path}: no such artifact directory")
+    refuse_withdrawn(path)
     manifest = _read_manifest(path)
     if kind is not None and manifest.kind != kind:
         raise ArtifactError(f"{path}: this is a {manifest.kind}, expected a {kind}")
@@ -181,6 +184,20 @@ def open_artifact(path: Path, kind: str | None = None) -> Artifact:
             "the manifest was altered"
         )
     return Artifact(path, manifest)
+
+
+def refuse_withdrawn(path: Path) -> None:
+    """Refuse to make anything new of what a contributor has withdrawn from.
+
+    Raises:
+        InputError: names the day, and what to do.
+    """
+    mark = path / WITHDRAWN
+    if mark.is_file():
+        raise InputError(
+            f"{path}: a contributor withdrew on {max(read_json(mark).values())[:10]}; train it "
+            "again without them (`pocketune task train`)"
+        )
 
 
 def finished(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protos.artifacts import digest_file, digest_json, read_json
+from protos.artifacts import digest_file, digest_json, read_json, refuse_withdrawn
 from protos.errors import InputError, MismatchError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PLAIN_TEMPLATE = "{content}\n"
 """How a base model without a chat template is asked: the content and a line break."""
 _MODEL_FILES = ("config.json", "generation_config.json")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
@@ -57,11 +57,13 @@ def open_base(base: str) -> BaseModel:
     """Find a base model and check that it is a causal LM with a tokenizer.
 
     Raises:
-        InputError: nothing is there, or it is no Hugging Face causal LM in safetensors.
+        InputError: nothing is there, it is no Hugging Face causal LM in safetensors, or it was
+            trained on the items of somebody who has withdrawn them.
     """
     directory = Path(base)
     if not directory.is_dir():
         directory = _from_hub(base)
+    refuse_withdrawn(directory)
     if (directory / "adapter_config.json").is_file():
         raise InputError(f"{base}: this is a PEFT adapter, expected the base model that it adapts")
     config = read_json(directory / "config.json")
@@ -76,7 +78,7 @@ def open_base(base: str) -> BaseModel:
         raise InputError(f"{directory}: no *.safetensors weights in it (pickled ones are not read)")
     if not (directory / "tokenizer.json").is_file():
         raise InputError(f"{directory}: no tokenizer.json in it; save a fast tokenizer there")
-    names = [name for name in (*_MODEL_FILES, *_TOKENIZER_FILES) if (directory / name).is_file()]
+    names = [name for name in (*_MODEL_FILES, *TOKENIZER_FILES) if (directory / name).is_file()]
     digests = [(p.name, digest_file(p)) for p in (*(directory / n for n in names), *weights)]
     return BaseModel(directory, directory.resolve().name, digest_json(digests), config)
 

@@ -18,7 +18,7 @@ from cloud.augment import behind, scrubber_for
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import OTHER, TEACHER, Arm
 from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
-from cloud.evaluation.pieces import store
+from cloud.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.teachers import Sampling

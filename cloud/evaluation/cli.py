@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cloud import cli
 from cloud.teachers import POCKET_TEACHER
@@ -24,6 +25,11 @@ SPLITS = ("train", "dev", "test")
 SUITES = ("pocket",)
 POCKET_BASE = POCKET_TEACHER.with_name("base")
 PAGE = "evaluation.md"
+QUICK_ARMS = "base,real,mixed,other,teacher"
+QUICK_USERS = 6
+"""As few as have an interval; those with the fewest items, which take the least time."""
+CONTRIBUTORS = 20
+"""Users of the bundled world that the arm `task` learns from."""
 
 
 OnDevice = Callable[[str, Path, int, int, int], "Device"]
@@ -48,7 +54,14 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--suite",
     type=click.Choice(SUITES),
-    help="Instead of --data: the users of the bundled world, all its tasks.",
+    help="Instead of --data: the users of the bundled world, a task after the other: those that "
+    "the bundled models know, or with --base all. Options that are not given are those of `demo`.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=f"With --suite: the {QUICK_USERS} users of each task with the fewest items, and the "
+    f"arms {QUICK_ARMS}.",
 )
 @click.option(
     "--split",
@@ -112,6 +125,7 @@ def eval_command(
     *,
     data: tuple[Path, ...],
     suite: str | None,
+    quick: bool,
     split: str,
     profiles: tuple[Path, ...],
     task_name: str | None,
@@ -146,7 +160,7 @@ def eval_command(
           --teacher "openai:http://localhost:8000/v1#my-model"
       pocketune eval --profiles work/profiles --base path/to/model --out work/eval \\
           --arms base,real,mixed,other --ratios 0,0.5,1,2,3
-      pocketune eval --suite pocket --split test --out work/eval
+      pocketune eval --suite pocket --quick --out work/eval
     """
     from cloud.augment import AugmentConfig
     from cloud.evaluation.arms import DEFAULT
@@ -159,18 +173,26 @@ def eval_command(
     from protos.base_model import open_base
 
     started = time.monotonic()
-    _require_source(data, profiles, suite, base)
+    _require_source(data, profiles, suite, quick, base)
+    users = users or (QUICK_USERS if quick else None)
+    arms = arms or (QUICK_ARMS if quick else ",".join(DEFAULT))
     if suite:
-        data = bundled_users(split, users, out)
+        given |= _pocket_options()
+        data = bundled_users(base, split, None if quick else users, out / "users")
+        others = others or contributors(base, arms, out / "contributors")
     base = base or str(POCKET_BASE)
     places = task_folders(data, out) if data else {out: list(profiles)}
     if plots:
         check()
-    config = EvaluateConfig(arms or ",".join(DEFAULT), ratios, nearest, teacher_shots, seed)
+    config = EvaluateConfig(arms, ratios, nearest, teacher_shots, seed)
     teachers = cli.open_teachers(threads, **given)
     given["seed"] = seed
     augmenting, training = cli.pick(AugmentConfig, given), cli.pick(TrainConfig, given)
-    helping = [read_users(f, split, task_name, third_party, out / "others") for f in others]
+    theirs = "train" if suite else split
+    helping = [
+        read_users(f, theirs, task_name, third_party, out / "others", contributes=True)
+        for f in others
+    ]
     means = Means(
         open_base(base), teachers.writer, augmenting, training,
         [profile for each in helping for profile in each.profiles], teachers.judge,
@@ -181,9 +203,11 @@ def eval_command(
         means = replace(means, device=timed)
     made: list[Artifact] = []
     for place, folders in places.items():
-        people = [read_users(f, split, task_name, third_party, place, users) for f in folders]
+        most = None if quick else users
+        people = [read_users(f, split, task_name, third_party, place, most) for f in folders]
         left_out = {name: why for each in people for name, why in each.left_out.items()}
-        found = [profile for each in people for profile in each.profiles][:users]
+        found = [profile for each in people for profile in each.profiles]
+        found = (sorted(found, key=_items) if quick else found)[:users]
         with shown(f"eval {place.name}") as progress:
             made.append(evaluate(found, means, place, config, left_out, progress))
         (place / PAGE).write_text(markdown(made[-1]), encoding="utf-8")
@@ -198,22 +222,46 @@ def eval_command(
 
 
 def _require_source(
-    data: Sequence[Path], profiles: Sequence[Path], suite: str | None, base: str | None
-) -> None:
+    data: Sequence[Path], profiles: Sequence[Path], suite: str | None, quick: bool,
+    base: str | None,
+) -> None:  # fmt: skip
     if [bool(data), bool(profiles), bool(suite)].count(True) != 1:
         raise click.UsageError("give one of --data, --profiles and --suite")
+    if quick and suite is None:
+        raise click.UsageError("--quick is for --suite; with others, give --users and --arms")
     if base is None and suite is None:
         raise click.UsageError("give --base")
 
 
-def bundled_users(split: str, users: int | None, out: Path) -> tuple[Path, ...]:
-    """The folders of the pocket world's users, a task each, written into `out`."""
-    from cloud.pocket.world import WORLDS, write_users
+def _pocket_options() -> dict[str, Any]:
+    """What suits the bundled models, for those options that the caller left alone."""
+    from cloud.pocket import OPTIONS
 
-    folders = {task: out / "users" / task for task in WORLDS}
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value for name, value in OPTIONS.items() if source(name) is ParameterSource.DEFAULT
+    }
+
+
+def bundled_users(base: str | None, split: str, users: int | None, out: Path) -> tuple[Path, ...]:
+    """The folders of the pocket world's users, a task each, written into `out`.
+
+    base: None for the bundled one, which does not know every task.
+    """
+    from cloud.pocket.world import BUNDLED, WORLDS, write_users
+
+    folders = {task: out / task for task in (WORLDS if base else BUNDLED)}
     for task, folder in folders.items():
         write_users(task, split, folder, users)
     return tuple(folders.values())
+
+
+def contributors(base: str | None, arms: str, out: Path) -> tuple[Path, ...]:
+    """Other users of the pocket world, for the arm that learns from them."""
+    from cloud.evaluation.arms import TASK
+
+    wanted = TASK in [name.strip() for name in arms.split(",")]
+    return bundled_users(base, "train", CONTRIBUTORS, out) if wanted else ()
 
 
 def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
@@ -229,6 +277,10 @@ def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
         names = ", ".join(str(folder) for folder in data)
         raise InputError(f"--data {names}: two of the same name; rename one")
     return places
+
+
+def _items(profile: Artifact) -> int:
+    return profile.manifest.measured["items"]
 
 
 def _scores(evaluation: Artifact) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from cloud.augment import (
     synthetic_row,
 )
 from cloud.candidates import Candidate
-from cloud.evaluation.pieces import store
+from cloud.pieces import store
 from cloud.profiles import Profile, read_profile, read_rows, write_rows
 from cloud.teachers import Calls, Teacher
 from protos.artifacts import (
@@ -169,23 +169,3 @@ def _quality(row: dict[str, Any]) -> float:
     scores = row["source"]["scores"]
     quality = scores.get("votes", scores.get("style", 1.0))
     return quality * scores.get("judge", _BEST_MARK) / _BEST_MARK
-
-
-def task_dataset(others: Sequence[Artifact], out: Path) -> Artifact:
-    """One Dataset of many users' real items, for the adapter of the task."""
-    parents = {f"profile-{number}": profile.id for number, profile in enumerate(others)}
-    if current := finished(out, "Dataset", parents, {}):
-        return current
-    rows: Rows = []
-    valid: Rows = []
-    for profile in others:
-        user = read_profile(profile)
-        for kept, items in zip((rows, valid), split(user.items), strict=True):
-            for item in items:
-                row = real_row(user.task, item)
-                kept.append({**row, "source": {**row["source"], "user": user.user}})
-    with create(out, "Dataset", parents, {}) as draft:
-        write_rows(draft.path / TRAIN_FILE, rows)
-        write_rows(draft.path / VALID_FILE, valid)
-        draft.measured.update(rows=len(rows), valid=len(valid), users=len(others))
-    return open_artifact(out, "Dataset")

@@ -15,7 +15,7 @@ from typing import Any
 
 from cloud.evaluation.answering import Answered, answers_of
 from cloud.evaluation.arms import OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
-from cloud.evaluation.datasets import Datasets, task_dataset
+from cloud.evaluation.datasets import Datasets
 from cloud.evaluation.inputs import (
     EvaluateConfig,
     Made,
@@ -29,6 +29,7 @@ from cloud.evaluation.inputs import (
 )
 from cloud.evaluation.results import RESULTS_FILE, results
 from cloud.lamp import write_predictions
+from cloud.task_adapter import task_dataset
 from cloud.train import Member, train_many
 from protos.artifacts import (
     Artifact,
@@ -63,7 +64,7 @@ def evaluate(
     missing = dict(left_out or {})
     people = gather(profiles, out, missing)
     others = really_others(people, means.others)
-    check(arms, people, others, means)
+    check(arms, people, others, means, out)
     parents, resolved = _identity(people, others, means, config)
     if current := finished(out / "evaluation", "Evaluation", parents, resolved):
         return current
@@ -140,7 +141,7 @@ def _datasets(
             made[data, person.name] = own.of(data)
         fallen_back[person.name] = own.fallen_back
     if has(arms, TASK):
-        shared = task_dataset(others, out / "task" / "dataset")
+        shared = task_dataset(others, out / "task")
         made |= {(TASK, person.name): shared for person in people}
     return made, fallen_back
 

@@ -16,6 +16,7 @@ from cloud.augment import AugmentConfig, check_consent
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import DEFAULT, OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
 from cloud.profiles import Profile, Question, read_profile
+from cloud.task_adapter import check_contributors
 from cloud.teachers import Calls, Teacher
 from cloud.train import TrainConfig
 from protos.artifacts import Artifact, digest_json
@@ -118,8 +119,9 @@ def really_others(people: Sequence[Person], others: Sequence[Artifact]) -> list[
 
 
 def check(
-    arms: Sequence[Arm], people: Sequence[Person], others: Sequence[Artifact], means: Means
-) -> None:
+    arms: Sequence[Arm], people: Sequence[Person], others: Sequence[Artifact], means: Means,
+    out: Path,
+) -> None:  # fmt: skip
     """Refuse before anything is paid for or computed.
 
     Raises:
@@ -138,6 +140,8 @@ def check(
             f"arm {TASK}: nobody with this task besides those evaluated; name some with --others, "
             "or leave it out of --arms"
         )
+    if has(arms, TASK):
+        check_contributors(others, out / "task")
     if any(arm.retrieves for arm in arms):
         retrieval.check()
     if any(arm.name == TEACHER or arm.data not in ("", "real", TASK) for arm in arms):

@@ -27,15 +27,18 @@ class Users:
 
 def read_users(
     folder: Path, split: str, task: str | None, third_party: bool, out: Path,
-    most: int | None = None,
+    most: int | None = None, contributes: bool = False,
 ) -> Users:  # fmt: skip
     """The users in a folder of LaMP's files (imported into `out`), a Profile, or a folder of those.
+
+    third_party, contributes: what those in LaMP's files agreed to.
 
     Raises:
         InputError: it is none of these, or LaMP's files are incomplete or malformed.
     """
     if (folder / f"{split}_questions.json").is_file():
-        return _from_lamp(folder, split, task, third_party, out, most)
+        consent = Consent("evaluation", third_party=third_party, contributes=contributes)
+        return _from_lamp(folder, split, task, consent, out, most)
     inside = [folder] if _is_artifact(folder) else sorted(filter(_is_artifact, _visible(folder)))
     if not inside:
         raise InputError(
@@ -45,7 +48,7 @@ def read_users(
 
 
 def _from_lamp(
-    folder: Path, split: str, name: str | None, third_party: bool, out: Path, most: int | None
+    folder: Path, split: str, name: str | None, consent: Consent, out: Path, most: int | None
 ) -> Users:
     """The first users who have enough items; the files are read once for all of them."""
     questions, outputs = folder / f"{split}_questions.json", folder / f"{split}_outputs.json"
@@ -61,7 +64,6 @@ def _from_lamp(
             if len(items) < MIN_ITEMS:
                 found.left_out[user] = f"{len(items)} items before the first question"
             else:
-                consent = Consent("evaluation", third_party=third_party)
                 yield Profile(task, user, "und", consent, items, asked)
 
     found.profiles = [

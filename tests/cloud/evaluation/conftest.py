@@ -69,7 +69,8 @@ def imported(tmp_path: Path) -> Callable[..., list[Artifact]]:
     """`imported(folder)`: the Profiles of everybody in LaMP's files."""
 
     def read(folder: Path, out: Path | None = None) -> list[Artifact]:
-        return read_users(folder, "dev", None, False, out or tmp_path / "out").profiles
+        out = out or tmp_path / "out"
+        return read_users(folder, "dev", None, False, out, contributes=True).profiles
 
     return read
 

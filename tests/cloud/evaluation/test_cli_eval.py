@@ -210,3 +210,32 @@ def test_the_suite_is_the_bundled_users_of_every_task(tmp_path: Path, tiny_base:
         path = out / task / "evaluation" / "predictions" / "base.json"
         said = json.loads(path.read_text())["golds"]
         assert [each["id"] for each in said] == [each["id"] for each in golds]
+
+
+def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the arm `task`, which learns from users that neither split for measuring holds."""
+    from cloud.evaluation import cli
+    from cloud.pocket.world import BUNDLED
+
+    monkeypatch.setattr(cli, "CONTRIBUTORS", 1)
+    out = tmp_path / "out"
+    done = run(
+        "--suite", "pocket", "--quick", "--users", "1", "--arms", "base,task", "--epochs", "1",
+        "--no-plots", "--out", out, "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["task"] for each in made] == list(BUNDLED)
+    for task in BUNDLED:
+        found = json.loads((out / task / "evaluation" / "evaluation.json").read_text())
+        assert [user["items"] for user in found["users"]] == [4]
+        options = {**found["config"]["augment"], **found["config"]["train"]}
+        assert (options["per_real"], options["learning_rate"]) == (3.0, 2e-3)
+        assert options["epochs"] == 1, "a flag beats them"
+        rows = (out / task / "task" / "dataset" / "train.jsonl").read_text().splitlines()
+        assert {json.loads(row)["source"]["user"] for row in rows} == {f"{task}-0"}
+    one_line(
+        run("--data", out, "--base", "x", "--out", out, "--quick"), 2, "--quick is for --suite"
+    )

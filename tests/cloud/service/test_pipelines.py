@@ -85,15 +85,15 @@ class Service:
         return process
 
     def profile(self, user: str, items: int = 12, index: int = 0) -> str:
-        """A user with items of one of the bundled users."""
+        """A user with items of one of the bundled users, and two words that are in no other's."""
         self.users.CreateUser(users_pb2.CreateUserRequest(user_id=user))
         name = self.profiles.CreateProfile(
             profiles_pb2.CreateProfileRequest(parent=f"users/{user}", profile_id="LaMP_4")
         ).name
         rows = json.loads(QUESTIONS.read_text("utf-8"))[index]["profile"][:items]
         batch = [
-            profiles_pb2.Item(item_id=row["id"], input=row["text"], output=row["title"],
-                              date=row.get("date", "")[:10])
+            profiles_pb2.Item(item_id=row["id"], input=f"{row['text']} Canary {user}.",
+                              output=row["title"], date=row.get("date", "")[:10])
             for row in rows
         ]  # fmt: skip
         self.profiles.AppendItems(
@@ -156,6 +156,17 @@ class Service:
         folder = self.data.parent / "kept" / user / kind
         artifacts_store.fetch(vault.space("local", uid), row, folder)
         return open_artifact(folder, kind)
+
+    def everything(self, user: str, *artifacts: StageArtifact) -> bytes:
+        """All that the service has of a user, opened: items, operations, files of artifacts."""
+        parent = f"users/{user}"
+        profile = f"{parent}/profiles/LaMP_4"
+        items = self.profiles.ListItems(profiles_pb2.ListItemsRequest(parent=profile))
+        operations = self.operations.ListOperations(longrunning.ListOperationsRequest())
+        own = [each for each in operations.operations if parent in str(self.metadata(each))]
+        assert own
+        files = [path.read_bytes() for artifact in artifacts for path in artifact.path.iterdir()]
+        return b"".join([items.SerializeToString(), *(o.SerializeToString() for o in own), *files])
 
     def by_stages(self, profile: str, base: str) -> tuple[bundles_pb2.Bundle, Mapping[str, float]]:
         """The same way as `personalize`, call by call; gives what the last one answered."""
@@ -339,6 +350,11 @@ def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path
             assert found["epochs"] == wanted["epochs"]
             for loss in ("valid_loss_before", "train_loss_after", "valid_loss_after"):
                 assert found[loss] == pytest.approx(wanted[loss], rel=0.02)
+            held, others = service.everything(user, kept, dataset), {"ann", "bob", "cid"} - {user}
+            assert f"Canary {user}.".encode() in held
+            assert not any(f"Canary {other}.".encode() in held for other in others)
+        stored = b"".join(p.read_bytes() for p in tmp_path.glob("state.db*"))
+        assert b"Canary" not in stored, "and nothing of anybody is in a row in the clear"
         assert not any((service.data / "scratch").iterdir())
     finally:
         service.close()
