@@ -32,7 +32,9 @@ from protos.errors import ArtifactError, InputError
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-KINDS = ("Profile", "Dataset", "Adapter", "BaseBundle", "AdapterBundle", "ParityReport")
+KINDS = (
+    "Profile", "Dataset", "Adapter", "BaseBundle", "AdapterBundle", "ParityReport", "Lowering",
+)  # fmt: skip
 _INSTALL_ATTEMPTS = 5
 _LONGEST_NAME = 255
 _RECORDED_TOOLS = (
