@@ -7,6 +7,7 @@ adapters must fit, tokenizer, prompt format and goldens. No adapter is in it.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,7 @@ def export_base(
         target = write_texts(draft.path, model_files, chosen, context)
         make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
         write_golden(draft.path, base_golden(make))
+        gc.collect()  # models hold themselves in cycles; lowering needs the memory
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
         started = time.perf_counter()
         inputs = Inputs(KIND, parents, chosen, {"rank": rank, "context_length": context})

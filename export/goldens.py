@@ -61,11 +61,15 @@ class GoldenMaker:
         find_backend(self.recipe).quantize(model, self.recipe)
         return model
 
-    def continued(self, model: nn.Module) -> tuple[list[GoldenPrompt], list[torch.Tensor]]:
-        """The prompts with what a float model goes on with, and its logits on the way: for each
-        prompt [rows, V].
+    def continued(
+        self, model: nn.Module, *, logits: bool
+    ) -> tuple[list[GoldenPrompt], list[torch.Tensor]]:
+        """The prompts with what a float model goes on with, and its logits on the way if they are
+        asked for: for each prompt [rows, V].
         """
-        found = continuations(model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size)
+        found = continuations(
+            model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size, logits=logits
+        )
         prompts = [
             dataclasses.replace(prompt, continuation=continued.ids)
             for prompt, continued in zip(self.prompts, found, strict=True)
@@ -103,11 +107,11 @@ def base_golden(make: GoldenMaker) -> Golden:
     """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
     model = make.load()
     make.progress("the base's answers", 0.0)
-    prompts, _ = make.continued(model)
+    prompts, _ = make.continued(model, logits=False)
     recorder = make.recorder(prompts)
     (plain,) = recorder.record_float([forward_of(model)], model)
     make.progress("the quantized base's answers", 0.5)
-    shipped, noise = recorder.record_with_noise(make.quantized(make.load()), SEED)
+    shipped, noise = recorder.record_with_noise(make.quantized(model), SEED)
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
 
 
@@ -163,7 +167,7 @@ def _float_rungs(
     """
     make.progress("the merged model's answers", 0.0)
     with _merged(tuned, adapter):
-        prompts, merged_logits = make.continued(tuned)
+        prompts, merged_logits = make.continued(tuned, logits=True)
     recorder = make.recorder(prompts)
 
     def without(ids: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,10 @@ from torch import nn
 from export.recipes import Recipe
 from protos.errors import UnsupportedError
 
+_AT_ONCE = 2**24
+"""Numbers that are rounded at once."""
+_TENSORS = ("qdata", "scale", "zero_point")
+
 
 def quantize(model: nn.Module, recipe: Recipe) -> None:
     """Replace the weights by what the recipe ships; the eager model then computes with those.
@@ -29,6 +33,7 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
         _check_groups(model, recipe.group_size)
     _untie(model)
     _quantize_linear(model, recipe.group_size)
+    _let_go_of_files(model)
 
 
 def _check_groups(model: nn.Module, group_size: int) -> None:
@@ -46,11 +51,13 @@ def _check_groups(model: nn.Module, group_size: int) -> None:
 
 
 def _untie(model: nn.Module) -> None:
-    """Give the head its own copy: it is quantized like a linear layer, not like the embedding."""
+    """Make the head a parameter of its own: it is quantized like a linear layer, not like the
+    embedding. Neither is changed in place, so they read the same memory until then.
+    """
     language_model = cast("Any", model)
     head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
     if head.weight is embedding.weight:
-        head.weight = nn.Parameter(embedding.weight.detach().clone())
+        head.weight = nn.Parameter(embedding.weight.detach())
 
 
 def _quantize_linear(model: nn.Module, group_size: int) -> None:
@@ -59,7 +66,6 @@ def _quantize_linear(model: nn.Module, group_size: int) -> None:
     from torchao.quantization.quant_api import (
         Int8DynamicActivationIntxWeightConfig,
         IntxWeightOnlyConfig,
-        quantize_,
     )
 
     if group_size:
@@ -73,5 +79,38 @@ def _quantize_linear(model: nn.Module, group_size: int) -> None:
             weight_dtype=torch.int8, weight_granularity=PerAxis(0)
         )
     embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    quantize_(model, linear, lambda module, _: isinstance(module, nn.Linear))
-    quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            config = linear if isinstance(module, nn.Linear) else embedding
+            module.weight = nn.Parameter(_rounded(module.weight, config), requires_grad=False)
+
+
+def _rounded(weight: torch.Tensor, config: Any) -> torch.Tensor:
+    """What torchao makes of a weight [out, in], some rows at a time: rows are rounded on their own,
+    and it needs several times the memory of what it is given.
+    """
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+    from torchao.quantization.quant_api import quantize_
+
+    parts: list[Any] = []
+    for rows in weight.detach().split(max(1, _AT_ONCE // weight.shape[1])):
+        carrier = nn.Linear(1, 1, bias=False)
+        carrier.weight = nn.Parameter(rows)
+        quantize_(carrier, config)
+        parts.append(carrier.weight)
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
+    first = parts[0]
+    return IntxUnpackedToInt8Tensor(
+        *tensors,
+        target_dtype=first.target_dtype,
+        block_size=first.block_size,
+        dtype=first.dtype,
+        activation_quantization=first.activation_quantization,
+    )
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what stayed float, norms and biases: each holds the whole file of weights in memory."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "qdata"):
+            parameter.data = parameter.data.clone()
