@@ -428,7 +428,7 @@ def _phone_lines(result: Result) -> list[tuple[str, str]]:
 
 def _lowered(measured: Mapping[str, Any]) -> str:
     seconds = f"{measured['lowering_seconds']:.1f} s"
-    copied = measured["lowering_cache"] == "copied"
+    copied = measured.get("lowering_cache") == "copied"
     return f"copied from an earlier lowering in {seconds}" if copied else f"lowered in {seconds}"
 
 
