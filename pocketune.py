@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 import tomllib
 import warnings
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 
 from cloud import cli as cloud_cli
 from cloud import service_cli
+from cloud.evaluation import cli as evaluation_cli
 from export import cli as export_cli
 from mobile_runtime import cli as runtime_cli
 from protos.artifacts import Artifact, read_json
@@ -30,6 +32,9 @@ from protos.errors import GateError, InputError, PocketuneError
 from protos.progress import Progress, shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cloud.evaluation.inputs import Device
     from cloud.service.stages.site import Tools
     from mobile_runtime.report import ParityResult
 
@@ -159,7 +164,9 @@ def main() -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("--base", required=True, help="Base model: a Hugging Face directory or hub id.")
 @click.option("--out", required=True, type=DIRECTORY, help="Folder for all artifacts.")
-@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="See export recipes.")
+@click.option(
+    "--recipe", default=DEFAULT_RECIPE, show_default=True, help="See `pocketune recipes`."
+)
 @click.option("--context-length", type=click.IntRange(min=1), help="Positions of the KV cache.")
 @click.option("--base-bundle", type=DIRECTORY, help="Where the BaseBundle is, or goes.")
 @click.option("--merged", is_flag=True, help="Export a merged program too, to compare with.")
@@ -379,6 +386,45 @@ def answer_held_out(
     )  # fmt: skip
 
 
+def on_device(base: str, out: Path, rank: int, context: int, threads: int) -> Device:
+    """What times answers by the phone's runtime, for `eval`; the base is lowered once, into `out`.
+
+    Questions that do not fit are left out, and one answer is not timed, to warm up.
+    """
+    from export.adapter import export_adapter
+    from export.base import export_base
+    from export.lowerings import default_cache
+    from mobile_runtime.engine import open_engine
+    from mobile_runtime.generate import Sampling, complete
+    from mobile_runtime.prompt import open_prompt
+
+    def milliseconds(adapter: Artifact | None, queries: Sequence[str], room: int) -> float:
+        lowered = export_base(
+            base, out / "base-bundle", DEFAULT_RECIPE, rank=rank, context_length=context,
+            threads=threads, cache=default_cache(),
+        )  # fmt: skip
+        bundle = None
+        if adapter:
+            bundle = export_adapter(
+                adapter.path, lowered.path, out / adapter.id[:16], base=base, goldens=False,
+                threads=threads,
+            )  # fmt: skip
+        engine = open_engine(lowered.path, bundle.path if bundle else None, threads)
+        prompt = open_prompt(lowered.path)
+        whole = [prompt.encode(query) for query in queries]
+        fitting = [ids for ids in whole if len(ids) + room <= context]
+        if not fitting:
+            raise InputError(f"no question fits a context of {context} tokens; leave out --device")
+        for ids in fitting[:1]:
+            complete(engine, prompt, ids, Sampling(max_new_tokens=room))
+        started = time.perf_counter()
+        for ids in fitting:
+            complete(engine, prompt, ids, Sampling(max_new_tokens=room))
+        return 1000 * (time.perf_counter() - started) / len(fitting)
+
+    return milliseconds
+
+
 def summary(result: Result) -> str:
     """What happened, for people."""
     data, trained = result.dataset.manifest.measured, result.adapter.manifest.measured
@@ -496,7 +542,9 @@ for _command in (
     cloud_cli.profile,
     cloud_cli.augment_command,
     cloud_cli.train_command,
+    evaluation_cli.command(on_device),
     export_cli.export,
+    export_cli.recipes,
     runtime_cli.parity,
     runtime_cli.run,
     *service_cli.commands(_service_stages),

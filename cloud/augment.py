@@ -35,6 +35,10 @@ TRAIN_FILE, VALID_FILE, REJECTED_FILE = "train.jsonl", "valid.jsonl", "rejected.
 SCRUBBING = ("auto", "on", "off")
 
 
+class NothingPassedError(TeacherError):
+    """The teacher answered, but nothing that it wrote for this user passed the filters."""
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """How synthetic items are made.
@@ -105,7 +109,7 @@ def augment(
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
-        TeacherError: the teacher failed, or wrote nothing that passes the filters.
+        TeacherError: the teacher failed. NothingPassedError: nothing it wrote passed the filters.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
@@ -114,16 +118,16 @@ def augment(
     if current := finished(out, "Dataset", parents, resolved):
         return current
     for asked in filter(None, (teacher, judge)):
-        _check_consent(profile, asked)
+        check_consent(profile, asked)
     user = read_profile(profile)
     train, valid = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
-    scrubber = _scrubber(user.task, train, config, teacher, judge)
+    scrubber = scrubber_for(user.task, train, config, teacher, judge) if config.per_real else None
     with work_dir(out, parents, resolved) as work:
         answers = Answers(work)
-        filters = _filters(user, train, valid, scrubber)
-        writer = _behind(scrubber, config, teacher)
-        critic = _behind(scrubber, config, judge) if judge else None
+        filters = filters_for(user, train, valid, scrubber)
+        writer = behind(scrubber, config, teacher)
+        critic = behind(scrubber, config, judge) if judge else None
         found = Candidates(user.task, train, config, filters, answers, writer, critic)
         for done in found.gather(wanted):
             progress(f"{len(found.passed)} passed, {len(found.rejected)} rejected", done)
@@ -131,10 +135,10 @@ def augment(
         counts = Counter(each.reason for each in found.rejected)
         if kept or not sum(wanted.values()):
             with create(out, "Dataset", parents, resolved) as draft:
-                real = [_real_row(user.task, item) for item in train]
-                synthetic = [_synthetic_row(user.task, each) for each in kept]
+                real = [real_row(user.task, item) for item in train]
+                synthetic = [synthetic_row(user.task, each) for each in kept]
                 write_rows(draft.path / TRAIN_FILE, real + synthetic)
-                write_rows(draft.path / VALID_FILE, [_real_row(user.task, item) for item in valid])
+                write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
                 write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
                 draft.measured.update(
                     real=len(train), valid=len(valid), wanted=sum(wanted.values()),
@@ -145,7 +149,7 @@ def augment(
                 )  # fmt: skip
     if not kept and sum(wanted.values()):
         reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
-        raise TeacherError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
+        raise NothingPassedError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
     return open_artifact(out, "Dataset")
 
 
@@ -162,8 +166,8 @@ def dry_run(
     user = read_profile(profile)
     train, _ = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
-    scrubber = _scrubber(user.task, train, config, teacher, None)
-    shown = _behind(scrubber, config, teacher)
+    scrubber = scrubber_for(user.task, train, config, teacher) if config.per_real else None
+    shown = behind(scrubber, config, teacher)
     for ask in first_round(user.task, train, config, shown, wanted):
         yield shown.prompt(user.task, ask)
 
@@ -176,7 +180,7 @@ def examples(dataset: Artifact, each: int = 3) -> dict[str, list[dict[str, Any]]
     return {name: found[name][:each] for name in FILTERS if name in found}
 
 
-def _check_consent(profile: Artifact, teacher: Teacher) -> None:
+def check_consent(profile: Artifact, teacher: Teacher) -> None:
     """Refuse a third-party teacher without the user's consent, or after its days are over."""
     if not teacher.third_party:
         return
@@ -194,13 +198,13 @@ def _check_consent(profile: Artifact, teacher: Teacher) -> None:
         )
 
 
-def _scrubber(
+def scrubber_for(
     task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher,
-    judge: Teacher | None,
+    judge: Teacher | None = None,
 ) -> Scrubber | None:  # fmt: skip
     """What takes personal data out of the items, None where they are shown as they are."""
     asked = [each for each in (teacher, judge) if each]
-    if not config.per_real or not any(_is_scrubbed(config, each) for each in asked):
+    if not any(_is_scrubbed(config, each) for each in asked):
         return None
     from cloud.privacy import Scrubber
 
@@ -212,7 +216,7 @@ def _is_scrubbed(config: AugmentConfig, teacher: Teacher) -> bool:
     return config.scrub == "on" or (config.scrub == "auto" and teacher.is_remote)
 
 
-def _behind(scrubber: Scrubber | None, config: AugmentConfig, teacher: Teacher) -> Teacher:
+def behind(scrubber: Scrubber | None, config: AugmentConfig, teacher: Teacher) -> Teacher:
     """The teacher, seeing placeholders where it may not see personal data."""
     if scrubber is None or not _is_scrubbed(config, teacher):
         return teacher
@@ -221,9 +225,10 @@ def _behind(scrubber: Scrubber | None, config: AugmentConfig, teacher: Teacher) 
     return Scrubbed(teacher, scrubber)
 
 
-def _filters(
-    user: Profile, train: list[Item], valid: list[Item], scrubber: Scrubber | None
+def filters_for(
+    user: Profile, train: list[Item], valid: list[Item], scrubber: Scrubber | None = None
 ) -> Filters:
+    """The filters for what is written for one user, who trains on `train`."""
     inputs = [*(item.input for item in valid), *(q.input for q in user.questions)]
     outputs = [*(item.output for item in valid), *(q.output for q in user.questions if q.output)]
     is_personal = scrubber.is_foreign if scrubber else nothing_personal
@@ -246,10 +251,12 @@ def _row(task: Task, text: str, output: str) -> dict[str, Any]:
     return {"prompt": task.query(text), "completion": output, "input": text, "output": output}
 
 
-def _real_row(task: Task, item: Item) -> dict[str, Any]:
+def real_row(task: Task, item: Item) -> dict[str, Any]:
+    """A row of a Dataset that holds one of the user's own items."""
     source = {"item": item.id, "date": item.date}
     return {**_row(task, item.input, item.output), "origin": "real", "source": source}
 
 
-def _synthetic_row(task: Task, candidate: Candidate) -> dict[str, Any]:
+def synthetic_row(task: Task, candidate: Candidate) -> dict[str, Any]:
+    """A row of a Dataset that holds what a teacher wrote."""
     return {**_row(task, *candidate.pair), "origin": "synthetic", "source": candidate.source}

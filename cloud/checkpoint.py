@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 class State:
     """Where a training run stands, beside the adapter and the optimizer.
 
-    history: losses before training and after each epoch. best_epoch: the one whose adapter is kept,
-    0 before the first has ended. An untrained adapter is never kept, even if no epoch beats it: it
-    would load and do nothing; `measured` and the parity report show what the kept one does.
+    history: the validation loss before training, both losses after each epoch. best_epoch: the one
+    whose adapter is kept, 0 before the first has ended. An untrained adapter is never kept, even if
+    no epoch beats it: it would load and do nothing; `measured` and the parity report show what the
+    kept one does.
     """
 
     step: int

@@ -65,7 +65,7 @@ class Filters:
             ("duplicate", self._duplicate),
             ("near-duplicate", self._near_duplicate),
             ("length", self._wrong_length),
-            ("leakage", self._leaks),
+            ("leakage", self.leaks),
             ("personal-data", self._personal),
             ("language", self._wrong_language),
             ("style", self._wrong_style),
@@ -108,7 +108,8 @@ class Filters:
         free_text = self.task.kind == "generation"
         return free_text and _outside(pair[1], [item.output for item in self.real])
 
-    def _leaks(self, pair: Pair) -> bool:
+    def leaks(self, pair: Pair) -> bool:
+        """Whether a pair is near a held-out one, or holds a part of one."""
         given, output = words(pair[0]), words(pair[1])
         if any_close(given, self._held_inputs):
             return True

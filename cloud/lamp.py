@@ -11,7 +11,7 @@ dated before the user's first question, so no question's answer is learned from.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,9 +70,23 @@ def read_lamp(
     mine = [sample for sample in samples if sample.user == user]
     if not mine:
         raise InputError(f"{questions}: no user {user!r} among {len(users)} (such as {users[0]})")
-    golds = _read_golds(outputs, task) if outputs else {}
-    asked = [Question(s.id, s.query, task.question_input(s.query), golds.get(s.id)) for s in mine]
-    return user, _common_items(mine, task), asked
+    return user, *_items_and_questions(mine, task, _read_golds(outputs, task) if outputs else {})
+
+
+def read_lamp_users(
+    questions: Path, outputs: Path, task: Task
+) -> Iterator[tuple[str, list[Item], list[Question]]]:
+    """Every user of a LaMP questions file as `read_lamp` gives one, in the order of the file.
+
+    Raises:
+        InputError: names the file, the sample with its line, and the field.
+    """
+    golds = _read_golds(outputs, task)
+    users: dict[str, list[Sample]] = {}
+    for sample in _read_samples(questions):
+        users.setdefault(sample.user, []).append(sample)
+    for user, samples in users.items():
+        yield user, *_items_and_questions(samples, task, golds)
 
 
 def task_of(outputs: Path) -> Task:
@@ -118,6 +132,15 @@ def item_from_lamp(row: dict[str, Any], task: Task) -> Item:
         raise ItemError(task.input_field, "one word only, so no beginning to complete")
     head = max(1, round(len(words) * TWEET_HEAD))
     return Item(str(row["id"]), " ".join(words[:head]), text, date_field(row))
+
+
+def _items_and_questions(
+    samples: list[Sample], task: Task, golds: Mapping[str, str]
+) -> tuple[list[Item], list[Question]]:
+    asked = [
+        Question(s.id, s.query, task.question_input(s.query), golds.get(s.id)) for s in samples
+    ]
+    return _common_items(samples, task), asked
 
 
 def _common_items(samples: list[Sample], task: Task) -> list[Item]:

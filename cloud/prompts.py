@@ -31,12 +31,14 @@ class Ask:
 
     kind: `new`: new inputs with their outputs. `paraphrase`: another input for the same output.
         `label`: new inputs whose output is a given label. `vote`: which label this user would
-        give. `judge`: how likely the output is this user's, 1 to 5.
-    text: the input that is to be rewritten, labelled or judged. output: the one that stays, that
-        is wanted, or that is judged. count: items wanted back. seed: of the sampling.
+        give. `judge`: how likely the output is this user's, 1 to 5. `answer`: what this user
+        would say to a held-out question.
+    text: the input that is to be rewritten, labelled or judged, or the whole question. output: the
+        one that stays, that is wanted, or that is judged. count: items wanted back. seed: of the
+        sampling.
     """
 
-    kind: Strategy | Literal["vote", "judge"]
+    kind: Strategy | Literal["vote", "judge", "answer"]
     shots: tuple[Item, ...]
     text: str = ""
     output: str = ""
@@ -58,8 +60,9 @@ def continuation(task: Task, ask: Ask) -> str:
         blocks = "".join(task.turned_shot(shot.input, shot.output) for shot in ask.shots)
         return f"{blocks}{task.output_name}: {_line(ask.output)}\n{task.input_name}:"
     blocks = "".join(task.shot(shot.input, shot.output) for shot in ask.shots)
-    if ask.kind == "vote":
-        return f"{blocks}{task.input_name}: {_line(ask.text)}\n{task.output_name}:"
+    if ask.kind in ("vote", "answer"):
+        text = ask.text if ask.kind == "vote" or task.question else task.question_input(ask.text)
+        return f"{blocks}{task.input_name}: {_line(text)}\n{task.output_name}:"
     return f"{blocks}{task.input_name}:"
 
 
@@ -74,13 +77,15 @@ def read_continuation(task: Task, ask: Ask, text: str) -> list[Pair | None]:
     if match is None or not match[1].strip():
         return [None]
     said = match[1].strip()
-    return [(ask.text, said) if ask.kind == "vote" else (said, ask.output)]
+    return [(ask.text, said) if ask.kind in ("vote", "answer") else (said, ask.output)]
 
 
 def chat(task: Task, ask: Ask) -> list[Message]:
     """Messages for an instruction-tuned model."""
+    foresees = "You foresee the choices of one person, who is known to you by examples only."
     role = {
-        "vote": "You foresee the choices of one person, who is known to you by examples only.",
+        "vote": foresees,
+        "answer": foresees,
         "judge": "You judge whether something was written by one person, who is known to you by "
         "examples only.",
     }.get(
@@ -126,6 +131,11 @@ def _wish(task: Task, ask: Ask) -> str:
             f"What is this person's output for {_json(input=ask.text)}?\n"
             f"Answer with one of: {', '.join(task.labels)}; and nothing else."
         )
+    if ask.kind == "answer":
+        return (
+            f"This person is now asked: {ask.text}\n"
+            "Answer exactly as this person would, with the answer and nothing else."
+        )
     return (
         "From 1 (impossible) to 5 (certain), how likely is it that this is sound and by the same "
         f"person: {_json(input=ask.text, output=ask.output)}\n"
@@ -134,7 +144,13 @@ def _wish(task: Task, ask: Ask) -> str:
 
 
 def read_chat(task: Task, ask: Ask, text: str) -> list[Pair | None]:
-    """The answer to `chat`: JSON lines (a code fence around them is no content), or one word."""
+    """The answer to `chat`: JSON lines (a code fence around them is no content), or one word.
+
+    To a held-out question it is whatever was said: that is scored as it is.
+    """
+    if ask.kind == "answer":
+        said = text.replace("\0", "").strip()
+        return [(ask.text, said) if said and _is_unicode((said, "")) else None]
     if ask.kind in ("vote", "judge"):
         allowed: Sequence[str] = JUDGED if ask.kind == "judge" else task.labels
         said = text.strip()

@@ -2,6 +2,7 @@
 
 In: nothing. Out: `TASKS`, one row per LaMP task, and `custom_task` for items of any other shape.
 The prompts of LaMP tasks are the benchmark's own, to the letter (docs/tables.md shows them).
+POCKET_0 is the pocket world's task that has nothing personal in it (docs/pocket.md).
 Adding a task is adding a row here.
 """
 
@@ -241,6 +242,16 @@ _ROWS = (
         input_name="Beginning",
         output_name="Tweet",
         about="tweets by this person; the input is the first few words, the output the whole tweet",
+    ),
+    Task(
+        name="POCKET_0",
+        kind="generation",
+        prompt="Write a short notice for the following weather report: {input}",
+        input_field="text",
+        output_field="title",
+        input_name="Report",
+        output_name="Notice",
+        about="weather reports, and the notices that are made of them",
     ),
 )
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}

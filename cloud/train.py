@@ -252,7 +252,7 @@ class _Job:
     def __init__(self, member: Member, base: BaseModel, shipped: Artifact | None) -> None:
         self.member, self._base = member, base
         self._weights = shipped.config["recipe"] if shipped else "float"
-        self.dtype = _dtype(member.config)
+        self.dtype = frozen_dtype(member.config)
         self._parents = {"dataset": member.dataset.id, "base_model": base.digest}
         if shipped:
             self._parents["base_bundle"] = shipped.id
@@ -327,7 +327,6 @@ class _Job:
             draft.measured.update(
                 valid_loss_before=state.history[0]["valid_loss"],
                 valid_loss_after=state.best_loss,
-                train_loss_before=state.history[0]["train_loss"],
                 train_loss_after=state.history[state.best_epoch]["train_loss"],
                 best_epoch=state.best_epoch,
                 epochs=len(state.history) - 1,
@@ -401,7 +400,8 @@ def _save_peft(
     write_json(directory / "adapter_config.json", config)
 
 
-def _dtype(config: TrainConfig) -> torch.dtype:
+def frozen_dtype(config: TrainConfig) -> torch.dtype:
+    """What the frozen base is computed in."""
     import torch
 
     return compute_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)

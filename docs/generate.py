@@ -61,9 +61,16 @@ def tables_page() -> str:
     )
     parts += ["\n## Recipes\n"]
     parts += _table(
-        ("recipe", "what it makes", "gates"),
+        ("recipe", "weights", "form", "adapter", "here", "gates"),
         [
-            (r.name, r.description, ", ".join(f"{k} {v:g}" for k, v in r.thresholds.items()))
+            (
+                r.name,
+                r.weights,
+                r.form,
+                r.adapter_form,
+                "runs" if r.runs_here else "lowered, not run here",
+                ", ".join(f"{k} {v:g}" for k, v in r.thresholds.items()),
+            )
             for r in RECIPES.values()
         ],
     )
@@ -75,6 +82,7 @@ def tables_page() -> str:
     rows = [(str(k.exit_code), k.__name__, str(k.__doc__).split("\n")[0]) for k in kinds[1:]]
     rows += [("8", "CallError", "The service refused, failed or could not be reached (`remote`).")]
     rows += [("130", "", "Interrupted with Ctrl-C.")]
+    rows.sort(key=lambda row: int(row[0]))
     parts += ["\n## Exit codes\n", *_table(("code", "error", "meaning"), rows)]
     return "\n".join(parts) + "\n"
 

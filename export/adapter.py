@@ -68,7 +68,7 @@ def export_adapter(
         torch.set_num_threads(threads)
     load_libraries()
     opened, model_files = open_artifact(bundle, "BaseBundle"), open_base(base)
-    _check_base(opened, model_files)
+    check_base(opened, model_files)
     recipe = find_recipe(opened.config["recipe"])
     backend = find_backend(recipe)
     source = open_adapter(adapter, base_digest=model_files.digest, trust_base=trust_base)
@@ -101,7 +101,8 @@ def export_adapter(
     return open_artifact(out, KIND)
 
 
-def _check_base(bundle: Artifact, base: BaseModel) -> None:
+def check_base(bundle: Artifact, base: BaseModel) -> None:
+    """Raise MismatchError unless the bundle was made from this base model."""
     wanted = bundle.manifest.parents.get("base_model")
     if wanted != base.digest:
         raise MismatchError(

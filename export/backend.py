@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "executorch-xnnpack": "export.executorch.backend",
+    "executorch-coreml": "export.executorch.accelerated",
+    "executorch-vulkan": "export.executorch.accelerated",
     "mlc": "export.mlc.backend",
 }
 

@@ -24,7 +24,7 @@ from export.prompts import golden_prompts
 from export.recipes import Recipe, find_recipe
 from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
 from protos.base_model import BaseModel, load_tokenizer, open_base
-from protos.errors import InputError
+from protos.errors import InputError, UnsupportedError
 from protos.golden import write_golden
 from protos.progress import Progress, part, silent
 
@@ -63,6 +63,10 @@ def export_base(
     chosen, model_files = find_recipe(recipe), open_base(base)
     check_family(model_files)
     find_backend(chosen).check(model_files)
+    if chosen.adapter == "merged":
+        raise UnsupportedError(
+            f"recipe {chosen.name} has no base apart from its adapters; use `export merged`"
+        )
     if rank < 1:
         raise InputError(f"rank is {rank}, at least 1 is needed")
     context = choose_context(model_files, context_length)

@@ -1,4 +1,4 @@
-"""The commands `export base`, `export adapter`, `export merged` and `export recipes`.
+"""The commands `export base`, `export adapter`, `export merged`, `export package` and `recipes`.
 
 Only flags and output are here; heavy imports happen inside the commands, so `--help` is instant.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from export.recipes import RECIPES
+from export.recipes import NOT_OFFERED, RECIPES
 from protos.progress import Progress, shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _RECIPE = click.option(
     "--recipe",
     default="executorch-xnnpack-8da4w",
     show_default=True,
-    help="How to lower; `export recipes` lists them.",
+    help="How to lower; `pocketune recipes` lists them.",
 )
 _CONTEXT = click.option(
     "--context-length",
@@ -57,11 +57,13 @@ _CACHE = click.option(
 )
 
 
+_THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads for PyTorch.")
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
 def _shared(command: _Command) -> _Command:
     """Options of every command that exports."""
-    threads = click.option("--threads", type=click.IntRange(1), help="CPU threads for PyTorch.")
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-    return _PROMPTS(threads(as_json(command)))
+    return _PROMPTS(_THREADS(_JSON(command)))
 
 
 @click.group("export")
@@ -203,6 +205,26 @@ def merged_command(
 
 
 @export.command(
+    "probe",
+    epilog="Example: pocketune export probe --base ./model --bundle bundles/base "
+    "--out bundles/probe",
+)
+@_BASE
+@click.option("--bundle", required=True, type=_PATH, help="The BaseBundle of that base.")
+@_OUT
+@_THREADS
+@_JSON
+def probe_command(base: str, bundle: Path, out: Path, threads: int | None, as_json: bool) -> None:
+    """Lower a base once more, to say what each layer gives; for `parity --probe`."""
+    from export.executorch.probe import export_probe
+
+    def run(progress: Progress) -> Artifact:
+        return export_probe(bundle, out, base=base, threads=threads, progress=progress)
+
+    _run("export probe", run, as_json=as_json)
+
+
+@export.command(
     "package",
     epilog="Example: pocketune export package --base-bundle bundles/base --adapter-bundle "
     "bundles/alice --platform android --out app/alice --assemble-only",
@@ -243,16 +265,28 @@ def package_command(
     click.echo(export_package(base_bundle, adapter_bundle, platform, out, tools))
 
 
-@export.command("recipes", epilog="Example: pocketune export recipes --json")
+@click.command(epilog="Example: pocketune recipes --json")
 @click.option("--json", "as_json", is_flag=True, help="Print all fields as JSON.")
-def recipes_command(as_json: bool) -> None:
-    """List the recipes."""
+def recipes(as_json: bool) -> None:
+    """List how a model can be lowered, what runs here, and what is not offered."""
     if as_json:
         rows = [{**vars(r), "thresholds": dict(r.thresholds)} for r in RECIPES.values()]
-        click.echo(json.dumps(rows, indent=1))
+        click.echo(json.dumps({"recipes": rows, "not_offered": dict(NOT_OFFERED)}, indent=1))
         return
     for recipe in RECIPES.values():
-        click.echo(f"{recipe.name:<26}  {recipe.description}")
+        click.echo(recipe.name)
+        for title, text in (
+            ("weights", recipe.weights),
+            ("form", recipe.form),
+            ("adapter", recipe.adapter_form),
+            ("here", "runs" if recipe.runs_here else "lowered, not run here"),
+            ("needs", recipe.needs),
+        ):
+            if text:
+                click.echo(f"  {title:<8} {text}")
+    click.echo("not offered, and what each would need")
+    for name, needs in NOT_OFFERED.items():
+        click.echo(f"  {name:<23} {needs}")
 
 
 def _contents(prompts: Path | None) -> Sequence[str]:

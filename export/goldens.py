@@ -168,7 +168,8 @@ def _float_rungs(
     make.progress("the merged model's answers", 0.0)
     with _merged(tuned, adapter):
         prompts, merged_logits = make.continued(tuned, logits=True)
-    recorder = make.recorder(prompts)
+        recorder = make.recorder(prompts)
+        merged_layers = recorder.record_layers(tuned)
 
     def without(ids: torch.Tensor) -> torch.Tensor:
         with tuned.disable_adapter():
@@ -176,7 +177,7 @@ def _float_rungs(
 
     make.progress("PEFT's answers", 0.3)
     off, on = recorder.record_float([without, forward_of(tuned)], tuned)
-    merged = recorder.keep(merged_logits)
+    merged = dataclasses.replace(recorder.keep(merged_logits), layers=merged_layers)
     _check_merge(on, merged)
     # Without the adapter the merged model is the base itself: the same answers, not run again.
     return (

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.recipes import Recipe
+from protos import int8_file
 from protos.artifacts import MANIFEST, digest_file, digest_json, open_artifact, read_json
 from protos.errors import InputError, MismatchError, UnsupportedError
 
@@ -153,10 +154,12 @@ def shipped_form(path: Path, folded: Arrays, recipe: Recipe) -> Arrays:
     """The folded tensors as the phone gets them: rounded to the recipe's type, still float32.
 
     Raises:
-        UnsupportedError: a value is too large for that type.
+        UnsupportedError: a value is too large for float16.
     """
     if recipe.adapter_dtype == "float32":
         return folded
+    if recipe.adapter_dtype == "int8":
+        return {name: int8_file.rounded(array) for name, array in folded.items()}
     with np.errstate(over="ignore"):
         rounded = {name: a.astype(np.float16).astype(np.float32) for name, a in folded.items()}
     wide = [name for name, array in rounded.items() if not np.isfinite(array).all()]

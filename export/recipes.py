@@ -21,74 +21,92 @@ from typing import Literal
 from protos.errors import InputError, UnsupportedError
 
 _EFFECT_NORM = {"effect_norm_low": 0.8, "effect_norm_high": 1.25}
+_FLOAT32_LIMITS = {
+    "lowering_max_abs": 1e-4, "lowering_top1": 1.0, "lowering_kl_mean": 1e-3, **_EFFECT_NORM,
+}  # fmt: skip
+_FLOAT16_LIMITS = {**_FLOAT32_LIMITS, "lowering_max_abs": 3e-2, "lowering_top1": 0.99}
+_DYNAMIC_LIMITS = {
+    "lowering_top1": 0.99, "lowering_kl_mean": 1e-3, "lowering_noise_factor": 2.0,
+    "effect_cosine": 0.9, "quantization_kl_mean": 0.5, **_EFFECT_NORM,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to lower a model.
 
-    quantization: None for float32 weights, else the scheme's name. group_size: weights that share
-    a scale, 0 for whole rows or without quantization. adapter_dtype: of adapters on the wire; the
-    kernels compute in float32 in either case. thresholds: see the module's docstring.
+    weights: what is made of the base's, for people. quantization: None for float32 weights, else
+    the scheme's name. group_size: weights that share a scale, 0 for whole rows or without
+    quantization. adapter_dtype: of adapters on the wire; ExecuTorch's kernels compute with them in
+    float32. thresholds: see the module's docstring. adapter: whether one can be a file of its own.
+    runs_here: whether the reference runtime runs the result; what it does not is lowered and never
+    called sound. needs: what it takes beyond Pocketune.
     """
 
     name: str
     backend: str
-    description: str
+    form: str
+    weights: str
     quantization: str | None
     group_size: int
-    adapter_dtype: Literal["float32", "float16"]
+    adapter_dtype: Literal["float32", "float16", "int8"]
     thresholds: Mapping[str, float]
     notes: str
+    adapter: Literal["separate or merged", "merged"] = "separate or merged"
+    runs_here: bool = True
+    needs: str = ""
+
+    @property
+    def adapter_form(self) -> str:
+        """How an adapter goes to a phone, for people."""
+        apart = self.adapter != "merged"
+        return f"{self.adapter}, {self.adapter_dtype} on the wire" if apart else self.adapter
 
 
-def _dynamic(variant: str, group_size: int, description: str) -> Recipe:
+_XNNPACK_FORM = "program and data files, for the CPU of Android and iOS"
+_MLC_FORM = "weights and config, for MLC's apps on Android and iOS"
+
+
+def _dynamic(variant: str, group_size: int, weights: str) -> Recipe:
     """A recipe whose activations are quantized at run time. group_size: 0 for int8 by rows."""
     return Recipe(
         name=f"executorch-xnnpack-{variant}",
         backend="executorch-xnnpack",
-        description=description,
+        form=_XNNPACK_FORM,
+        weights=f"{weights}, int8 activations, int8 embedding",
         quantization=variant.partition("-")[0],
         group_size=group_size,
-        adapter_dtype="float16",
-        thresholds={
-            "lowering_top1": 0.99,
-            "lowering_kl_mean": 1e-3,
-            "lowering_noise_factor": 2.0,
-            "effect_cosine": 0.9,
-            **_EFFECT_NORM,
-            "quantization_kl_mean": 0.5,
-        },
+        adapter_dtype="int8",
+        thresholds=_DYNAMIC_LIMITS,
         notes="LoRA computes in float32"
         + ("; bfloat16 scales, as XNNPACK rounds them" if group_size else ""),
     )
 
 
 def _mlc(
-    name: str, quantization: str | None, dtype: Literal["float32", "float16"], description: str
+    name: str, quantization: str | None, dtype: Literal["float32", "float16"], weights: str
 ) -> Recipe:
     """A recipe of MLC's, under MLC's own name. dtype: what a device computes in."""
     half, four_bits = dtype == "float16", name.startswith("q4")
     return Recipe(
         name=f"mlc-{name}",
         backend="mlc",
-        description=description,
+        form=_MLC_FORM,
+        weights=weights,
         quantization=quantization,
         group_size=32 if four_bits else 0,
         adapter_dtype=dtype,
         thresholds={
-            "lowering_max_abs": 3e-2 if half else 1e-4,
-            "lowering_top1": 0.99 if half else 1.0,
-            "lowering_kl_mean": 1e-3,
+            **(_FLOAT16_LIMITS if half else _FLOAT32_LIMITS),
             "effect_cosine": 0.9 if half or four_bits else 0.99,
-            **_EFFECT_NORM,
             **({"quantization_kl_mean": 0.5} if four_bits else {}),
         },
         notes="limits of the float16 recipes leave room for devices that compute in float16"
         if half
         else "embedding and head are quantized too"
         if four_bits
-        else "four bytes a weight",
+        else "four bytes a weight, for tests of the way there",
+        needs="MLC's tools to build its library, pocketune[mlc] to run here",
     )
 
 
@@ -98,56 +116,65 @@ RECIPES: Mapping[str, Recipe] = {
         Recipe(
             name="executorch-xnnpack-fp32",
             backend="executorch-xnnpack",
-            description="float32 weights, the CPU of Android and iOS; exact, four times the size",
+            form=_XNNPACK_FORM,
+            weights="float32",
             quantization=None,
             group_size=0,
             adapter_dtype="float32",
-            thresholds={
-                "lowering_max_abs": 1e-4,
-                "lowering_top1": 1.0,
-                "lowering_kl_mean": 1e-3,
-                "effect_cosine": 0.99,
-                **_EFFECT_NORM,
-            },
-            notes="tied embeddings are stored twice: once to look up, once to multiply",
+            thresholds={**_FLOAT32_LIMITS, "effect_cosine": 0.99},
+            notes="exact; tied embeddings are stored twice: once to look up, once to multiply",
         ),
-        _dynamic("8da4w", 32, "int4 weights in groups of 32, int8 activations, int8 embedding"),
-        _dynamic("8da4w-g64", 64, "int4 weights in groups of 64, int8 activations, int8 embedding"),
-        _dynamic(
-            "8da4w-g128", 128, "int4 weights in groups of 128, int8 activations, int8 embedding"
+        _dynamic("8da4w", 32, "int4 in groups of 32"),
+        _dynamic("8da4w-g64", 64, "int4 in groups of 64"),
+        _dynamic("8da4w-g128", 128, "int4 in groups of 128"),
+        _dynamic("8da8w", 0, "int8 with a scale per row"),
+        Recipe(
+            name="executorch-coreml",
+            backend="executorch-coreml",
+            form="one program for Core ML, iOS 18 and later; one token a call",
+            weights="float16",
+            quantization="float16",
+            group_size=0,
+            adapter_dtype="float16",
+            thresholds={**_FLOAT16_LIMITS, "effect_cosine": 0.9},
+            notes="limits leave room for a device that computes in float16",
+            adapter="merged",
+            runs_here=False,
+            needs="a Mac or iPhone to run",
         ),
-        _dynamic("8da8w", 0, "int8 weights with a scale per row, int8 activations, int8 embedding"),
-        _mlc(
-            "q0f32", None, "float32", "float32 weights for MLC; exact, for tests of the way there"
+        Recipe(
+            name="executorch-vulkan",
+            backend="executorch-vulkan",
+            form="one program for GPUs of Android by Vulkan",
+            weights="int4 in groups of 32, int8 activations, float32 embedding",
+            quantization="8da4w",
+            group_size=32,
+            adapter_dtype="float32",
+            thresholds=_DYNAMIC_LIMITS,
+            notes="float32 scales; activations are float32 between layers",
+            adapter="merged",
+            runs_here=False,
+            needs="a device with a Vulkan driver to run",
         ),
-        _mlc("q0f16", "q0f16", "float16", "float16 weights for MLC, half the size, nearly exact"),
-        _mlc(
-            "q4f32_1",
-            "q4f32_1",
-            "float32",
-            "int4 weights in groups of 32 for MLC, computes float32",
-        ),
-        _mlc(
-            "q4f16_1",
-            "q4f16_1",
-            "float16",
-            "int4 weights in groups of 32 for MLC, computes float16",
-        ),
+        _mlc("q0f32", None, "float32", "float32"),
+        _mlc("q0f16", "q0f16", "float16", "float16"),
+        _mlc("q4f32_1", "q4f32_1", "float32", "int4 in groups of 32, computes in float32"),
+        _mlc("q4f16_1", "q4f16_1", "float16", "int4 in groups of 32, computes in float16"),
     )
 }
 
 
-_OUT_OF_REACH: Mapping[str, str] = {
+NOT_OFFERED: Mapping[str, str] = {
     "qnn": "Qualcomm's AI Engine Direct SDK",
     "mlx": "Apple's MLX, on a Mac with Apple silicon",
     "mediatek": "MediaTek's NeuroPilot SDK",
     "samsung": "Samsung's Exynos AI LiteCore SDK",
     "openvino": "Intel's OpenVINO toolkit",
     "ethos": "Arm's Vela compiler",
-    "coreml": "coremltools, and a Mac to run the result",
-    "vulkan": "a device with a Vulkan driver to run the result",
+    "executorch-xnnpack-bf16": "bfloat16 linear layers in ExecuTorch's XNNPACK backend; 1.4.1 has "
+    "them computed by portable kernels, 240 times slower than float32",
 }
-"""Backends of ExecuTorch that nothing here lowers to -> what their programs need."""
+"""Backends of ExecuTorch, or one recipe, that nothing here lowers to -> what it would need."""
 
 
 def find_recipe(name: str) -> Recipe:
@@ -158,9 +185,9 @@ def find_recipe(name: str) -> Recipe:
         InputError: there is none; the message lists those that exist.
     """
     backend = name.removeprefix("executorch-").split("-")[0]
-    if backend in _OUT_OF_REACH:
+    if needs := NOT_OFFERED.get(name) or NOT_OFFERED.get(backend):
         raise UnsupportedError(
-            f"recipe {name!r} is not offered, it needs {_OUT_OF_REACH[backend]}; the recipes for "
+            f"recipe {name!r} is not offered, it needs {needs}; the recipes for "
             f"phones' CPUs are {', '.join(n for n in RECIPES if n.startswith('executorch'))}"
         )
     if name not in RECIPES:

@@ -194,6 +194,23 @@ class Recorder:
         return rung
 
     @torch.inference_mode()
+    def record_layers(self, model: nn.Module) -> Floats:
+        """What each layer gives at the whole rows, as in `Rung`; only the sequences with such rows
+        are run, each no further than it must be.
+        """
+        layers = _Layers(model)
+        out = layers.empty(len(self.full_rows))
+        for group in self.groups:
+            places, order = self._whole(group)
+            if not len(order):
+                continue
+            members, among = places[:, 0].unique(return_inverse=True)
+            ids = group.ids[members, : int(places[:, 1].max()) + 1]
+            with layers.into(out, torch.stack([among, places[:, 1]], dim=1), order):
+                forward_of(model)(ids)
+        return out
+
+    @torch.inference_mode()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
         layers = _Layers(model)
@@ -248,17 +265,19 @@ class Recorder:
         return group.real.nonzero()[torch.from_numpy(places)], order
 
 
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """A language model's decoder layers, in order."""
+    count = cast("Any", model).config.num_hidden_layers
+    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList))
+    return next(each for each in lists if len(each) == count)
+
+
 class _Layers:
     """What each decoder layer gives to the next, taken from forwards that run anyway."""
 
     def __init__(self, model: nn.Module) -> None:
-        config = cast("Any", model).config
-        (self._layers, *_) = (
-            each
-            for each in model.modules()
-            if isinstance(each, nn.ModuleList) and len(each) == config.num_hidden_layers
-        )
-        self._hidden = int(config.hidden_size)
+        self._layers = decoder_layers(model)
+        self._hidden = int(cast("Any", model).config.hidden_size)
 
     def empty(self, rows: int) -> Floats:
         return np.zeros((len(self._layers), rows, self._hidden), np.float32)

@@ -37,6 +37,7 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @_base
 @_adapter
 @click.option("--out", type=DIRECTORY, required=True, help="Where the ParityReport goes.")
+@click.option("--probe", type=DIRECTORY, help="The base's ProbeBundle: names the layer at fault.")
 @click.option("--html", type=PAGE, help="Write a page to look at, too; it holds the user's texts.")
 @_json
 @_threads
@@ -44,6 +45,7 @@ def parity(
     base_bundle: Path | None,
     adapter_bundle: Path | None,
     out: Path,
+    probe: Path | None,
     html: Path | None,
     as_json: bool,
     threads: int | None,
@@ -65,7 +67,7 @@ def parity(
     from mobile_runtime.report import table
 
     with shown("parity") as progress:
-        report, result = measure(base_bundle, adapter_bundle, out, threads, progress)
+        report, result = measure(base_bundle, adapter_bundle, out, threads, progress, probe=probe)
     if html is not None:
         html.parent.mkdir(parents=True, exist_ok=True)
         html.write_text(page(result), encoding="utf-8")

@@ -235,15 +235,17 @@ def layer_sqnr(reference: Floats, model: Floats) -> list[float]:
     return [float(value) for value in np.minimum(10 * np.log10(ratio), SQNR_MOST)]
 
 
-def worst_layer(sqnr: Sequence[float]) -> int | None:
-    """The layer that adds most to the noise, as a share of the signal; None where none is known.
+def worst_layer(sqnr: Sequence[float]) -> str | None:
+    """What adds most to the noise, as a share of the signal: `layer 3`, or `the head`.
 
-    The first layer's noise holds that of the embedding.
+    sqnr: of each decoder layer, and of the logits; None where there are none. The first layer's
+    noise holds that of the embedding, the head's that of the last norm.
     """
     if not sqnr:
         return None
     shares = 10 ** (-np.array(sqnr) / 10)
-    return int(np.argmax(np.diff(shares, prepend=0.0)))
+    worst = int(np.argmax(np.diff(shares, prepend=0.0)))
+    return "the head" if worst == len(sqnr) - 1 else f"layer {worst}"
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> float:

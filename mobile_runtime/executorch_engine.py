@@ -133,10 +133,9 @@ class _Opener:
         base = self._base
         assert base is not None
         source = base if self._adapter is None else self._adapter
-        tensors = _zero_adapter(base) if self._adapter is None else self._adapter.tensors
-        parents = [base.artifact.id, source.artifact.id]
+        parents, tensors = constants(base, self._adapter)
         started = time.perf_counter()
-        with cache.joined(self._cache_dir, parents, [*base.foundation, *tensors]) as file:
+        with cache.joined(self._cache_dir, parents, tensors) as file:
             join_s = time.perf_counter() - started
             program, load_s = self._load(source.artifact, source.program, file.path)
         _check_constants(program, base)
@@ -147,7 +146,7 @@ class _Opener:
             load_s=load_s,
             written_bytes=file.size_bytes if file.built else 0,
             opened_bytes=size + file.size_bytes,
-            phone_bytes=size + sum(tensor.stored_bytes for tensor in tensors),
+            phone_bytes=size + sum(t.stored_bytes for t in tensors[len(base.foundation) :]),
         )
         return program, cost
 
@@ -162,9 +161,14 @@ class _Opener:
         return loaded, time.perf_counter() - started
 
 
-def _zero_adapter(base: BaseBundle) -> list[Tensor]:
-    """An adapter that changes nothing, under the template's own keys: the base alone."""
-    return [zeros(slot.key, slot.size_bytes) for slot in base.slots]
+def constants(base: BaseBundle, adapter: AdapterBundle | None) -> tuple[list[str], list[Tensor]]:
+    """All constants of a base with an adapter, the base's first, and the ids of what they are from.
+
+    Without an adapter, zeros under the template's own keys, which change nothing: the base alone.
+    """
+    zero = [zeros(slot.key, slot.size_bytes) for slot in base.slots]
+    tensors = zero if adapter is None else adapter.tensors
+    return [base.artifact.id, (adapter or base).artifact.id], [*base.foundation, *tensors]
 
 
 def _check_constants(program: Program, base: BaseBundle) -> None:

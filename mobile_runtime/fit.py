@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from protos.ptd import read_floats
 
 if TYPE_CHECKING:
-    from mobile_runtime.bundles import AdapterBundle, BaseBundle, Slot
+    from mobile_runtime.bundles import AdapterBundle, BaseBundle, Slot, TemplateBundle
 
 KEY_LENGTH = 64
 _KEY = re.compile(rf"[0-9a-f]{{{KEY_LENGTH}}}")
@@ -42,7 +43,7 @@ def slot_problems(slots: list[Slot]) -> list[str]:
     return problems
 
 
-def program_problems(base: BaseBundle, sha256: str) -> list[str]:
+def program_problems(base: TemplateBundle, sha256: str) -> list[str]:
     """The template must be the described program, and hold each key where the layout says."""
     problems: list[str] = []
     if base.artifact.manifest.files["program.pte"].sha256 != sha256:
@@ -56,11 +57,18 @@ def program_problems(base: BaseBundle, sha256: str) -> list[str]:
     return problems
 
 
-def foundation_problems(base: BaseBundle, listed: list[str]) -> list[str]:
-    """foundation.ptd must hold exactly the keys that layout.json lists, and no adapter's."""
-    held = {tensor.key for tensor in base.foundation}
-    problems = _difference("foundation.ptd", held, set(listed), "layout.json")
-    if held & {slot.key for slot in base.slots}:
+def foundation_problems(base: BaseBundle, listed: Mapping[str, int]) -> list[str]:
+    """foundation.ptd must hold exactly the keys that layout.json lists, each with its bytes, and no
+    adapter's.
+    """
+    held = {tensor.key: tensor.size_bytes for tensor in base.foundation}
+    problems = _difference("foundation.ptd", set(held), set(listed), "layout.json")
+    problems += [
+        f"{key[:40]} has {held[key]} bytes in foundation.ptd, layout.json says {listed[key]}"
+        for key in sorted(held.keys() & listed.keys())
+        if held[key] != listed[key]
+    ]
+    if held.keys() & {slot.key for slot in base.slots}:
         problems.append("foundation.ptd holds an adapter's key")
     return problems
 
@@ -81,22 +89,36 @@ def tensor_problems(adapter: AdapterBundle) -> list[str]:
     return problems
 
 
-def fit_problems(adapter: AdapterBundle, base: BaseBundle) -> list[str]:
-    """Slots equal the base's, keys are the adapter's own, and the program differs in keys only."""
-    problems: list[str] = []
-    mine = {slot.name: slot.signature for slot in adapter.slots}
+def signature_problems(slots: Sequence[Slot], base: BaseBundle) -> list[str]:
+    """Slots must be the base's in name, shape and size."""
+    mine = {slot.name: slot.signature for slot in slots}
     theirs = {slot.name: slot.signature for slot in base.slots}
-    problems += [
+    return [
         f"slot {name} is {mine.get(name)}, the base has {theirs.get(name)}"
         for name in sorted(mine.keys() | theirs.keys())
         if mine.get(name) != theirs.get(name)
     ]
+
+
+def probe_problems(probe: TemplateBundle, listed: Mapping[str, int], base: BaseBundle) -> list[str]:
+    """A probe has the base's slots, and asks for no constant that the base does not have."""
+    held = {tensor.key: tensor.size_bytes for tensor in base.foundation}
+    missing = sorted(key for key, size in listed.items() if held.get(key) != size)
+    problems = signature_problems(probe.slots, base)
+    return problems + ([f"the base lacks its constants {_some(missing)}"] if missing else [])
+
+
+def fit_problems(adapter: AdapterBundle, base: BaseBundle) -> list[str]:
+    """Slots equal the base's, keys are the adapter's own, and the program differs in keys only."""
+    problems: list[str] = []
+    problems += signature_problems(adapter.slots, base)
     taken = {slot.key for slot in base.slots} | {tensor.key for tensor in base.foundation}
     shared = [slot.name for slot in adapter.slots if slot.key in taken]
     if shared:
         # XNNPACK finds constants by key: a shared one could answer with another user's weights.
         problems.append(f"keys of the base instead of the adapter's own: {_some(shared)}")
-    if not problems and adapter.program.read_bytes() != _patched(adapter, base):
+    keys = {slot.name: slot.key for slot in adapter.slots}
+    if not problems and adapter.program.read_bytes() != patched(base, keys):
         problems.append("program.pte differs from the base's program in more than the keys")
     return problems
 
@@ -121,11 +143,10 @@ def key_problems(adapter: AdapterBundle) -> list[str]:
     return [f"keys that do not follow from its content: {_some(wrong)}"] if wrong else []
 
 
-def _patched(adapter: AdapterBundle, base: BaseBundle) -> bytes:
-    """The program that this adapter must have: the template with the adapter's keys."""
-    keys = {slot.name: slot.key for slot in adapter.slots}
-    program = bytearray(base.program.read_bytes())
-    for slot, offset in zip(base.slots, base.offsets, strict=True):
+def patched(template: TemplateBundle, keys: Mapping[str, str]) -> bytes:
+    """The template's program with these keys, slot name -> key: what an adapter must have."""
+    program = bytearray(template.program.read_bytes())
+    for slot, offset in zip(template.slots, template.offsets, strict=True):
         program[offset : offset + KEY_LENGTH] = keys[slot.name].encode()
     return bytes(program)
 

@@ -131,6 +131,17 @@ def control_gate(control: Effect, limits: Mapping[str, float]) -> Gate:
     )  # fmt: skip
 
 
+NOT_RUN = "lowered, not run here"
+"""The verdict on a program that no engine here runs; its gate never passes."""
+
+
+def run_gate() -> Gate:
+    """The gate of such a program."""
+    return fact_gate(
+        "run_here", False, NOT_RUN, "run", "no engine here runs this program, so nobody knows"
+    )
+
+
 def fact_gate(name: str, passed: bool, found: str, wanted: str, explanation: str) -> Gate:
     """A gate on something that is so or is not."""
     return Gate(name, found, "is", wanted, passed, explanation)
@@ -155,9 +166,12 @@ def stage_at_fault(
     """The first stage on the way to the phone that explains a failure; None if nothing failed.
 
     One of tokenizer, training (PEFT's own adapter changes nothing), merge, quantization, lowering,
-    adapter, control.
+    adapter, control; or `NOT_RUN`, if that is all there is to say.
     """
     failed = {gate.name for gate in gates if not gate.passed}
+    if failed == {"run_here"}:
+        return NOT_RUN
+    failed.discard("run_here")
     if not failed:
         return None
     if failed & _TOKENIZER_GATES:

@@ -14,8 +14,10 @@ import os
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ class Program:
         Raises:
             ArtifactError: the runtime does not take it. InputError: see `set_threads`.
         """
-        self._path = program
         with _LOCK:
             bindings = _bindings()
             set_threads(threads)
@@ -53,29 +54,81 @@ class Program:
                 shape = self._module.method_meta("forward").input_tensor_meta(0).sizes()
                 self.max_tokens = int(shape[1])
                 self.forward([0], 0)
-                self.context_length = self._constant("get_max_context_len")
-                self.vocab_size = self._constant("get_vocab_size")
-                self.stop_ids = frozenset(self._constants("get_eos_ids"))
+                self.facts = _facts(self._module, program)
             except (RuntimeError, IndexError, TypeError, ValueError) as error:
                 raise ArtifactError(f"{program}: ExecuTorch cannot run it ({error})") from None
 
     def forward(self, ids: Sequence[int], position: int) -> NDArray[np.float32]:
         """Logits [vocab] after the last of `ids`, which stand at `position` and after."""
+        logits = self.outputs(ids, position)[0]
+        return logits.reshape(-1, logits.shape[-1])[-1]
+
+    def outputs(self, ids: Sequence[int], position: int) -> list[NDArray[np.float32]]:
+        """All that the program gives for them: logits first, and what a probe adds."""
         import torch
 
         tokens = torch.tensor([list(ids)], dtype=torch.int64)
         start = torch.tensor([position], dtype=torch.int64)
         with _LOCK:
-            logits: Any = self._module.run_method("forward", (tokens, start))[0]
-        return np.array(logits.reshape(-1, logits.shape[-1])[-1].numpy(), dtype=np.float32)
+            given: Any = self._module.run_method("forward", (tokens, start))
+            return [np.array(tensor.numpy(), dtype=np.float32) for tensor in given]
 
-    def _constant(self, method: str) -> int:
-        return self._constants(method)[0]
+    @property
+    def context_length(self) -> int:
+        return self.facts.context_length
 
-    def _constants(self, method: str) -> list[int]:
-        if method not in self._module.method_names():
-            raise ArtifactError(f"{self._path}: the program has no method {method}")
-        return [int(value) for value in self._module.run_method(method, ())]
+    @property
+    def vocab_size(self) -> int:
+        return self.facts.vocab_size
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        return self.facts.stop_ids
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a program says of itself."""
+
+    context_length: int
+    vocab_size: int
+    stop_ids: frozenset[int]
+
+
+def _facts(module: Any, program: Path) -> Facts:
+    def said(method: str) -> list[int]:
+        if method not in module.method_names():
+            raise ArtifactError(f"{program}: the program has no method {method}")
+        return [int(value) for value in module.run_method(method, ())]
+
+    return Facts(
+        context_length=said("get_max_context_len")[0],
+        vocab_size=said("get_vocab_size")[0],
+        stop_ids=frozenset(said("get_eos_ids")),
+    )
+
+
+def describe(program: Path) -> tuple[Facts, float]:
+    """What a program says of itself that no engine here runs, and the seconds of opening it.
+
+    Raises:
+        ArtifactError: it cannot be opened, or takes and gives other tensors than a language model.
+    """
+    started = time.perf_counter()
+    with _LOCK:
+        try:
+            module = _bindings()._load_for_executorch(str(program), None)
+            facts, meta = _facts(module, program), module.method_meta("forward")
+            taken = meta.num_inputs()
+            given = list(meta.output_tensor_meta(0).sizes())
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{program}: ExecuTorch cannot open it ({error})") from None
+    if taken != 2 or given != [1, facts.vocab_size]:
+        raise ArtifactError(
+            f"{program}: forward takes {taken} tensors and gives {given}, expected ids and "
+            f"position, and [1, {facts.vocab_size}]"
+        )
+    return facts, time.perf_counter() - started
 
 
 def set_threads(threads: int) -> None:

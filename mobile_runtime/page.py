@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from mobile_runtime.compare import Comparison, worst_layer
-from mobile_runtime.gates import Gate
+from mobile_runtime.gates import NOT_RUN, Gate
 from mobile_runtime.plots import histogram, scatter, steps
 from mobile_runtime.report import KL_NOTE, ParityResult
 from mobile_runtime.samples import KL_EDGES, Continuation
@@ -57,7 +57,8 @@ code { font-size: .85rem }
 
 def page(result: ParityResult) -> str:
     """The whole page."""
-    title = f"Parity of the {result.layout}: {'sound' if result.passed else 'failed'}"
+    unrun = result.stage_at_fault == NOT_RUN
+    title = f"Parity of the {result.layout}: {NOT_RUN if unrun else _sound(result)}"
     parts = [
         _verdict(title, result),
         _section("Gates", [_gates(result.gates)]),
@@ -75,6 +76,10 @@ def page(result: ParityResult) -> str:
     )
 
 
+def _sound(result: ParityResult) -> str:
+    return "sound" if result.passed else "failed"
+
+
 def _section(title: str, parts: Iterable[str]) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>\n"
 
@@ -85,10 +90,11 @@ def _cards(cards: Iterable[str]) -> str:
 
 def _verdict(title: str, result: ParityResult) -> str:
     failed = sum(not gate.passed for gate in result.gates)
+    where = f", worst at {escape(result.layer_at_fault)}" if result.layer_at_fault else ""
     at = (
         ""
         if result.passed
-        else f" Stage at fault: <strong>{escape(str(result.stage_at_fault))}</strong>."
+        else f" Stage at fault: <strong>{escape(str(result.stage_at_fault))}</strong>{where}."
     )
     return (
         f'<header class="verdict {"good" if result.passed else "bad"}"><h1>{escape(title)}</h1>'
@@ -113,6 +119,8 @@ def _gates(gates: list[Gate]) -> str:
 
 def _plots(result: ParityResult) -> list[str]:
     samples = result.samples
+    if not samples.kl:
+        return []
     names = list(samples.kl)
     keys = " ".join(
         f'<span class="key {kind}">{escape(name)}</span>'
@@ -151,20 +159,26 @@ def _plots(result: ParityResult) -> list[str]:
                 f"{result.effect.norm_ratio:.4f}.",
             )
         )  # fmt: skip
-    if result.layer_sqnr:
-        worst = worst_layer(result.layer_sqnr)
-        plots.append(
-            _figure(
-                "Layers",
-                steps(
-                    "Signal to noise of the layers",
-                    "Decibels of each decoder layer's output, quantized against float, in PyTorch",
-                    result.layer_sqnr, "decoder layer →, dB ↑",
-                ),
-                f"Quantized against float, in PyTorch; layer {worst} adds most noise.",
-            )
-        )  # fmt: skip
-    return plots
+    return plots + [
+        _figure(
+            f"Layers, {stage}",
+            steps(
+                f"Signal to noise of the layers, {stage}",
+                f"Decibels of each decoder layer's output and, last, of the logits, {against}",
+                result.layer_sqnr[stage], "decoder layer →, dB ↑",
+            ),
+            f"{against.capitalize()}; {worst_layer(result.layer_sqnr[stage])} adds most noise.",
+        )
+        for stage, against in _LAYERS.items()
+        if stage in result.layer_sqnr
+    ]  # fmt: skip
+
+
+_LAYERS = {
+    "quantization": "quantized against float, in PyTorch",
+    "lowering": "the device against PyTorch with the same weights",
+}
+"""Stage -> what its signal to noise is of. Merging in float32 only rounds: nothing to see."""
 
 
 def _figure(title: str, plot: str, caption: str) -> str:

@@ -8,6 +8,7 @@ PEFT). A failure names the stage.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mobile_runtime import gates as gate
-from mobile_runtime.bundles import layout_of
+from mobile_runtime.bundles import layout_of, runs_here
 from mobile_runtime.compare import (
     Comparison,
     Effect,
@@ -24,15 +25,16 @@ from mobile_runtime.compare import (
     layer_sqnr,
     worst_layer,
 )
-from mobile_runtime.engine import Engine, default_threads, engine_name, open_engine
+from mobile_runtime.engine import Engine, SwapCost, default_threads, engine_name, open_engine
+from mobile_runtime.native import describe
 from mobile_runtime.prompt import Prompt, open_prompt
 from mobile_runtime.replay import Replay, holds_context, replay
 from mobile_runtime.report import FORMAT, Measured, ParityResult, read_report, write_report
 from mobile_runtime.samples import Points, Samples, continuations, histogram, points
 from mobile_runtime.structure import context_gate, structure_gates
 from protos.artifacts import Artifact, finished, open_artifact, tool_versions
-from protos.errors import ArtifactError, GateError, InputError
-from protos.golden import JSON_FILE, Golden, Rung, read_golden
+from protos.errors import ArtifactError, GateError, InputError, NotRunError
+from protos.golden import JSON_FILE, Floats, Golden, Rung, read_golden
 from protos.progress import Progress, silent
 
 
@@ -43,8 +45,11 @@ def parity(
     threads: int | None = None,
     progress: Progress = silent,
     cache_dir: Path | None = None,
+    probe: Path | None = None,
 ) -> tuple[Artifact, ParityResult]:
     """Measure parity and keep it at `out`; a report made from the same inputs is read instead.
+
+    probe: a ProbeBundle of the base, by which a failure on the device gets its layer.
 
     Raises:
         InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
@@ -52,10 +57,10 @@ def parity(
     """
     threads = threads or default_threads()
     config = {"engine": engine_name(base, adapter), "threads": threads, "report": FORMAT}
-    parents = _parents(base, adapter)
+    parents = _parents(base, adapter, probe)
     if report := finished(out, "ParityReport", parents, config):
         return report, read_report(report)
-    result = measure_parity(base, adapter, threads, progress, cache_dir)
+    result = measure_parity(base, adapter, threads, progress, cache_dir, probe)
     return write_report(out, result, parents, config), result
 
 
@@ -64,13 +69,14 @@ def require(result: ParityResult) -> None:
 
     Raises:
         GateError: a gate failed; the message names the gates and the stage at fault.
+        NotRunError: no engine here runs it, and nothing else is wrong.
     """
     failed = [row for row in result.gates if not row.passed]
+    if result.stage_at_fault == gate.NOT_RUN:
+        raise NotRunError(f"parity has no verdict: {gate.NOT_RUN}")
     if failed:
         rows = "; ".join(f"{row.name} {_number(row.value)}" for row in failed[:4])
-        layer = worst_layer(result.layer_sqnr)
-        known = result.stage_at_fault == "quantization" and layer is not None
-        where = f", worst at layer {layer}" if known else ""
+        where = f", worst at {result.layer_at_fault}" if result.layer_at_fault else ""
         raise GateError(f"parity failed, stage at fault: {result.stage_at_fault}{where} ({rows})")
 
 
@@ -80,8 +86,11 @@ def measure_parity(
     threads: int | None = None,
     progress: Progress = silent,
     cache_dir: Path | None = None,
+    probe: Path | None = None,
 ) -> ParityResult:
     """Replay the goldens of an adapter bundle, or of a base bundle alone, and judge them.
+
+    probe: see `parity`.
 
     Raises:
         InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
@@ -90,18 +99,54 @@ def measure_parity(
     home = adapter if merged else base
     if home is None:
         raise InputError(f"{adapter}: this adapter needs its base; give the BaseBundle as well")
+    if adapter is not None and merged and not runs_here(adapter):
+        return _unrun(adapter)
     engine = open_engine(base, adapter, threads, cache_dir)
     golden = _golden(adapter or home, engine.vocab_size)
     replays, measured = _replay_states(engine, golden, adapter, merged, progress)
     prompt = open_prompt(home)
     layout, digests = _layout_name(adapter, merged), _digests(base, adapter)
-    judge = _Judge(golden, replays, merged, layout, digests, prompt)
+    layers = _device_layers(probe, base, adapter, golden, threads, cache_dir)
+    judge = _Judge(golden, replays, merged, layout, digests, prompt, layers)
     structure = structure_gates(golden, prompt, engine.vocab_size, engine.stop_ids)
     return judge.result([*structure, context_gate(holds_context(engine))], measured)
 
 
-def _parents(base: Path | None, adapter: Path | None) -> dict[str, str]:
-    named = {"base_bundle": (base, "BaseBundle"), "adapter_bundle": (adapter, "AdapterBundle")}
+def _unrun(adapter: Path) -> ParityResult:
+    """What can be said of a program that no engine here runs: all but what it answers."""
+    file = open_artifact(adapter, "AdapterBundle").file("program.pte")
+    facts, seconds = describe(file)
+    golden, prompt = _golden(adapter, facts.vocab_size), open_prompt(adapter)
+    structure = structure_gates(golden, prompt, facts.vocab_size, facts.stop_ids)
+    judge = _Judge(golden, {}, True, "merged", _digests(None, adapter), prompt, None)
+    size = file.stat().st_size
+    measured = Measured(SwapCost(0.0, 0.0, seconds, 0, size, size), None)
+    return judge.result([*structure, gate.run_gate()], measured)
+
+
+def _device_layers(
+    probe: Path | None,
+    base: Path | None,
+    adapter: Path | None,
+    golden: Golden,
+    threads: int | None,
+    cache_dir: Path | None,
+) -> Floats | None:
+    if probe is None:
+        return None
+    if base is None:
+        raise InputError(f"{probe}: a probe is of a base; give the BaseBundle as well")
+    from mobile_runtime.probe import device_layers
+
+    return device_layers(probe, base, adapter, golden, threads or default_threads(), cache_dir)
+
+
+def _parents(base: Path | None, adapter: Path | None, probe: Path | None) -> dict[str, str]:
+    named = {
+        "base_bundle": (base, "BaseBundle"),
+        "adapter_bundle": (adapter, "AdapterBundle"),
+        "probe_bundle": (probe, "ProbeBundle"),
+    }
     return {
         role: open_artifact(path, kind).id
         for role, (path, kind) in named.items()
@@ -178,9 +223,19 @@ def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
+def _has_layers(rung: Rung | None) -> bool:
+    return rung is not None and bool(rung.layers.size)
+
+
+_LAYERS_OF = {name: name for name in ("merge", "quantization", "lowering")} | {
+    "adapter": "lowering"
+}
+"""Stage at fault -> the stage whose layers say where: an adapter goes wrong on the device."""
+
+
 @dataclass(frozen=True)
 class _Judge:
-    """Holds the device's rungs against the golden's."""
+    """Holds the device's rungs against the golden's. layers: of the device, where a probe said."""
 
     golden: Golden
     replays: Mapping[str, Replay]
@@ -188,6 +243,7 @@ class _Judge:
     layout: str
     digests: dict[str, str]
     prompt: Prompt
+    layers: Floats | None
 
     def result(self, structure: list[gate.Gate], measured: Measured) -> ParityResult:
         """All numbers, all gates, the verdict."""
@@ -203,9 +259,12 @@ class _Judge:
             *(gate.effect_gates(moved, limits) if moved else ()),
             *((gate.control_gate(control, limits),) if control else ()),
         ]
+        fault = gate.stage_at_fault(rows, stages, limits, merged=self.merged)
+        sqnr = self._layer_sqnr()
         return ParityResult(
             passed=all(row.passed for row in rows),
-            stage_at_fault=gate.stage_at_fault(rows, stages, limits, merged=self.merged),
+            stage_at_fault=fault,
+            layer_at_fault=worst_layer(sqnr.get(_LAYERS_OF.get(fault or "", ""), [])),
             layout=self.layout,
             gates=rows,
             lowering=lowering,
@@ -221,7 +280,7 @@ class _Judge:
             },
             prompts=len(golden.prompts),
             positions=len(golden.ids),
-            layer_sqnr=self._layer_sqnr(),
+            layer_sqnr=sqnr,
             thresholds=dict(limits),
             noise_floor=noise,
             versions=tool_versions(),
@@ -231,14 +290,32 @@ class _Judge:
             samples=self._samples(),
         )  # fmt: skip
 
-    def _layer_sqnr(self) -> list[float]:
+    def _layer_sqnr(self) -> dict[str, list[float]]:
+        """Of each stage, what it adds to the one before; a stage without layers is left out."""
         state = "on" if self.golden.has_adapter else "off"
-        exact, rounded = (self.golden.rungs[f"{r}.{state}"].layers for r in ("peft", "fake_quant"))
-        alike = exact.size and exact.shape == rounded.shape
-        return layer_sqnr(exact, rounded) if alike else []
+        names = ("peft", "merged", "fake_quant")
+        peft, merged, rounded = (self.golden.rungs.get(f"{name}.{state}") for name in names)
+        device = None
+        if self.layers is not None:
+            device = dataclasses.replace(self.replays[state].rung, layers=self.layers)
+        stages = {
+            "merge": (peft, merged),
+            "quantization": (merged if _has_layers(merged) else peft, rounded),
+            "lowering": (rounded, device),
+        }
+        return {
+            stage: [
+                *layer_sqnr(one.layers, other.layers),
+                *layer_sqnr(one.full[None], other.full[None]),
+            ]
+            for stage, (one, other) in stages.items()
+            if one and other and one.layers.size and one.layers.shape == other.layers.shape
+        }
 
     def _samples(self) -> Samples:
         """Of the state that matters most: with the adapter, where there is one."""
+        if not self.replays:
+            return Samples({}, [], [], [])
         rungs, state = self.golden.rungs, "on" if "on" in self.replays else "off"
         device, same, peft = (
             self.replays[state].rung, rungs[f"fake_quant.{state}"], rungs[f"peft.{state}"]

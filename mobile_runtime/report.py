@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobile_runtime.compare import Comparison, Effect
 from mobile_runtime.engine import SwapCost
-from mobile_runtime.gates import Gate
+from mobile_runtime.gates import NOT_RUN, Gate
 from mobile_runtime.replay import Agreement
 from mobile_runtime.samples import Continuation, Samples
 from protos.artifacts import Artifact, create, open_artifact, read_json, write_json
@@ -23,7 +23,7 @@ from protos.golden import NoiseFloor
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FORMAT = 2
+FORMAT = 3
 FILE = "report.json"
 SAMPLES_FILE = "samples.json"
 KL_NOTE = "KL is a lower bound: the golden's 64 ids, and one bucket for all other tokens"
@@ -44,13 +44,16 @@ class ParityResult:
     layout: `base`, `adapter` or `merged`. stage_at_fault: None if all gates passed.
     prefill_decode, cache, reset: see `replay.Replay`. moved: the adapted model against the base, on
     the `device` and in `peft`. reference_stages: the golden's rungs against each other, which no
-    device had a part in. layer_sqnr: dB of each decoder layer's output, quantized against float, in
-    PyTorch; empty if the golden has none. digests: of the bundles, of what they were made from, and
-    of every file. samples: what a page draws.
+    device had a part in. layer_sqnr: of `merge`, `quantization` and (with a probe) `lowering`, dB
+    of each decoder layer's output and, last, of the logits, against the stage before; without what
+    the golden does not have. layer_at_fault: `layer 3` or `the head`; None if nothing failed or
+    nobody can say. digests: of the bundles, of what they were made from, and of every file.
+    samples: what a page draws.
     """
 
     passed: bool
     stage_at_fault: str | None
+    layer_at_fault: str | None
     layout: str
     gates: list[Gate]
     lowering: dict[str, Comparison]
@@ -64,7 +67,7 @@ class ParityResult:
     reference_stages: dict[str, dict[str, Comparison]]
     prompts: int
     positions: int
-    layer_sqnr: list[float]
+    layer_sqnr: dict[str, list[float]]
     thresholds: dict[str, float]
     noise_floor: NoiseFloor
     versions: dict[str, str]
@@ -169,7 +172,10 @@ def _notes(result: ParityResult) -> list[str]:
 def _verdict(result: ParityResult) -> str:
     if result.passed:
         return "[green]sound[/]"
-    return f"[bold red]failed[/], stage at fault: {result.stage_at_fault}"
+    if result.stage_at_fault == NOT_RUN:
+        return f"[yellow]{NOT_RUN}[/]"
+    where = f", worst at {result.layer_at_fault}" if result.layer_at_fault else ""
+    return f"[bold red]failed[/], stage at fault: {result.stage_at_fault}{where}"
 
 
 def _short(value: float | str) -> str:

@@ -6,7 +6,9 @@
     |-- MismatchError       4  two sound things that do not belong together (adapter and base)
     |-- UnsupportedError    5  sound, but cannot be represented exactly; named and refused
     |-- TeacherError        6  the teacher refused, timed out or gave nothing usable
-    `-- GateError           7  a parity gate failed: the phone would not answer as trained
+    |-- GateError           7  a parity gate failed: the phone would not answer as trained
+    `-- NotRunError         9  lowered, but nothing here runs it: neither sound nor failed (8 is the
+                               client's, for calls of the service)
 
 A message names the path or field, what was expected, what was found and what to do next.
 """
@@ -56,3 +58,9 @@ class GateError(PocketuneError):
     """A parity gate failed."""
 
     exit_code = 7
+
+
+class NotRunError(PocketuneError):
+    """Lowered, but nothing here can run it, so that parity can say neither sound nor failed."""
+
+    exit_code = 9

@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import flatbuffers
-import numpy as np
 
 from protos.errors import ArtifactError
-from protos.half_file import START_BYTES, unpack
+from protos.int8_file import BLOCK, START_BYTES, floats, scales_bytes, unpack
 
 _HEADER = struct.Struct("<4sIQQQQ")
 _HEADER_AT = 8
@@ -43,7 +42,8 @@ class Layout:
 class Tensor:
     """One named run of bytes: `size_bytes` at `offset` of `path`, or that many zeros.
 
-    half: they are float32, and stored there as float16, so half as many bytes are read.
+    scales_at: where their scales begin, if they are float32 numbers that are stored there as bytes
+    (`protos.int8_file`).
     """
 
     key: str
@@ -51,11 +51,12 @@ class Tensor:
     path: Path | None
     offset: int = 0
     layout: Layout | None = None
-    half: bool = False
+    scales_at: int | None = None
 
     @property
     def stored_bytes(self) -> int:
-        return self.size_bytes // 2 if self.half else self.size_bytes
+        count = self.size_bytes // 4
+        return self.size_bytes if self.scales_at is None else count + scales_bytes(count)
 
 
 def zeros(key: str, size_bytes: int) -> Tensor:
@@ -79,29 +80,35 @@ def read_ptd(path: Path) -> list[Tensor]:
     return tensors
 
 
-def read_ptd16(path: Path) -> list[Tensor]:
-    """What a `.ptd16` file holds (format: `protos.half_file`); raises as `read_ptd` does."""
+def read_ptd8(path: Path) -> list[Tensor]:
+    """What a `.ptd8` file holds (format: `protos.int8_file`); raises as `read_ptd` does."""
     try:
         data, head_bytes = unpack(path.read_bytes())
         tensors = _parse(path, data)
     except (struct.error, ValueError, IndexError, OSError) as error:
-        raise ArtifactError(f"{path}: not a sound half-precision data file ({error})") from None
+        raise ArtifactError(f"{path}: not a sound data file of bytes ({error})") from None
     if len({tensor.key for tensor in tensors}) != len(tensors):
         raise ArtifactError(f"{path}: a key occurs twice in it")
-    start = START_BYTES + head_bytes
-    if any(tensor.offset < head_bytes or tensor.size_bytes % 4 for tensor in tensors):
-        raise ArtifactError(f"{path}: a tensor begins in the head, or is not of float32 numbers")
+    if any(_misplaced(tensor, head_bytes) for tensor in tensors):
+        raise ArtifactError(f"{path}: a tensor begins amid {BLOCK} numbers, or is not of float32")
+    scales = START_BYTES + head_bytes
+    numbers = scales + scales_bytes((len(data) - head_bytes) // 4)
+    places = [(tensor.offset - head_bytes) // 4 for tensor in tensors]
     return [
-        replace(tensor, offset=start + (tensor.offset - head_bytes) // 2, half=True)
-        for tensor in tensors
+        replace(tensor, offset=numbers + place, scales_at=scales + scales_bytes(place))
+        for tensor, place in zip(tensors, places, strict=True)
     ]
+
+
+def _misplaced(tensor: Tensor, head_bytes: int) -> bool:
+    start = tensor.offset - head_bytes
+    return start < 0 or bool(start % (4 * BLOCK)) or bool(tensor.size_bytes % 4)
 
 
 def read_floats(tensor: Tensor) -> bytes:
     """A stored tensor's bytes as float32, as a program gets them."""
     assert tensor.path is not None
-    stored = b"".join(_source_bytes(str(tensor.path), tensor.offset, tensor.stored_bytes))
-    return np.frombuffer(stored, "<f2").astype("<f4").tobytes() if tensor.half else stored
+    return b"".join(_bytes(_place(tensor)))
 
 
 def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
@@ -124,14 +131,14 @@ def write_ptd(stream: BinaryIO, tensors: Sequence[Tensor]) -> str:
     return digest.hexdigest()
 
 
-_Place = tuple[str, int, int, bool]
+_Place = tuple[str, int, int, int | None]
 
 
 def _place(tensor: Tensor) -> _Place:
     """Tensors of the same place have the same bytes; zeros are never shared."""
     if tensor.path is None:
-        return (f"zeros:{tensor.key}", 0, tensor.size_bytes, False)
-    return (str(tensor.path), tensor.offset, tensor.size_bytes, tensor.half)
+        return (f"zeros:{tensor.key}", 0, tensor.size_bytes, None)
+    return (str(tensor.path), tensor.offset, tensor.size_bytes, tensor.scales_at)
 
 
 def _aligned(size: int) -> int:
@@ -141,14 +148,21 @@ def _aligned(size: int) -> int:
 def _pieces(head: bytes, places: list[_Place], offsets: list[int]) -> Iterator[bytes]:
     yield head
     written = 0
-    for (source, start, size, half), offset in zip(places, offsets, strict=True):
+    for place, offset in zip(places, offsets, strict=True):
         yield bytes(offset - written)
-        if half:
-            stored = b"".join(_source_bytes(source, start, size // 2))
-            yield np.frombuffer(stored, "<f2").astype("<f4").tobytes()
-        else:
-            yield from _source_bytes(source, start, size)
-        written = offset + size
+        yield from _bytes(place)
+        written = offset + place[2]
+
+
+def _bytes(place: _Place) -> Iterator[bytes]:
+    """A tensor's bytes, as a program gets them."""
+    source, start, size, scales_at = place
+    if scales_at is None:
+        yield from _source_bytes(source, start, size)
+        return
+    count = size // 4
+    scales = b"".join(_source_bytes(source, scales_at, scales_bytes(count)))
+    yield floats(scales, b"".join(_source_bytes(source, start, count))).tobytes()
 
 
 def _source_bytes(source: str, start: int, size: int) -> Iterator[bytes]:

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads; see pocketune.py
+# A shell ignores it for what it starts in the background, and every child inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 POSTGRESQL_BINS = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
 TEXTS = [

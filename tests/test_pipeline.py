@@ -155,3 +155,25 @@ def test_the_phone_answers_in_the_users_manner(made, work: Path) -> None:
     assert pocketune("run", *own, question).stdout.strip() == first["held_out"]["example"]["after"]
     before = pocketune("run", *bundles, question).stdout.strip()
     assert before == first["held_out"]["example"]["before"]
+
+
+def test_evaluation_times_answers_on_the_base_that_is_lowered_already(made, work: Path) -> None:
+    task, *_ = made
+    out = work / "eval"
+    lowered = out / "device" / "base-bundle"
+    shutil.copytree(work / "base-bundle", lowered)
+    before = (lowered / "manifest.json").stat().st_mtime_ns
+    done = pocketune(
+        "eval", "--profiles", work / task / "one" / "profile", "--base", BASE, "--out", out,
+        "--arms", "base,real", "--max-length", "512", "--epochs", "1", "--device", "--no-plots",
+        "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    costs = json.loads(done.stdout)["costs"]
+    assert 0 < costs["base"]["device_ms"] < 60_000
+    assert 0 < costs["real"]["device_ms"] < 60_000
+    assert (lowered / "manifest.json").stat().st_mtime_ns == before
+    bundles = [open_artifact(path.parent) for path in lowered.parent.glob("*/manifest.json")]
+    kinds = [bundle.manifest.kind for bundle in bundles]
+    assert sorted(kinds) == ["AdapterBundle", "BaseBundle"]
+    assert "phone's runtime" in (out / "evaluation.md").read_text("utf-8")

@@ -1,85 +1,127 @@
 """Build everything the pocket world ships: tokenizer, base, teacher, bundled users.
 
-    python -m cloud.pocket.build [tokenizer|base|teacher|users]... [--out cloud/pocket]
+    python -m cloud.pocket.build --out build/pocket [--minutes 55] [--resume] [STAGE]...
 
-Seeded, offline, on a CPU. In: nothing but this package. Out: `models/base` (2.9M parameters),
-`models/teacher` (4.1M), both in Hugging Face's format and bfloat16, and `users/`.
-
-What was seen on two cores of a Xeon with AMX, with other jobs on them at the same time: the base
-took 700 steps and 13 min at 2,374 tokens/s, the teacher 380 steps and 17 min at 2,621 tokens/s (512
-tokens a row) and 1,034 (1,024 a row). With little else running, the base went at 5,460 tokens/s.
-Floating point sums depend on the machine: expect equal quality elsewhere, not equal bytes.
+Seeded, offline. In: nothing but this package. Out: in the folder given, never over the bundled ones
+by itself, `models/base` and `models/teacher` in Hugging Face's format and bfloat16, and `users/`.
+Training stops after `--minutes` and goes on with `--resume`, any number of times; the models are
+the same. docs/pocket.md says how long it takes. Floating point sums depend on the machine: expect
+equal quality elsewhere, not equal bytes.
 """
 
-import argparse
+import functools
 import json
+import math
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from cloud.pocket.world import TEST_USERS, WORLDS, lamp_files, sample_user
+from cloud.pocket.world import BUNDLED, TEST_USERS, WORLDS, lamp_files, sample_user
+from protos.errors import InputError
 
-HERE = Path(__file__).parent
 STAGES = ("tokenizer", "base", "teacher", "users")
 SEED = 1
-BASE_STEPS, BASE_ROWS = 700, 48
-BASE_LAYERS, TEACHER_LAYERS = 4, 6
-BASE_IN_TEACHER = (0, 1, 3, 5)  # which of the teacher's layers begin as the base's
-# (steps, rows, tokens a row, learning rate of matrices, of the rest)
-TEACHER_PHASES = ((340, 12, 512, 4e-3, 2e-3), (40, 6, 1024, 8e-4, 4e-4))
 TRAIT_WEIGHT = 0.5
-BASE_CONTEXT, TEACHER_CONTEXT = 512, 1024
 PROFILE_COUNT, QUESTION_COUNT = 12, 30
 USERS = (TEST_USERS[0], TEST_USERS[1])  # the bundled user is the first of all test users
-USERS_COMMAND = "python -m cloud.pocket.build users"
+USERS_COMMAND = "python -m cloud.pocket.build users --out cloud/pocket"
 
 
-def build_tokenizer(out: Path) -> None:
+@dataclass(frozen=True)
+class Model:
+    """A Llama's shape and its training. Heads are 32 wide; two queries share a key.
+
+    long_rows, long_length: of the last tenth of the steps.
+    """
+
+    layers: int
+    context: int
+    steps: int
+    rows: int
+    length: int = 0
+    long_rows: int = 0
+    long_length: int = 0
+    muon_lr: float = 6e-3
+    adam_lr: float = 3e-3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is built. vocabulary: tokens, of a corpus of `corpus` users."""
+
+    vocabulary: int
+    corpus: int
+    hidden: int
+    base: Model
+    teacher: Model
+
+
+PLAN = Plan(
+    vocabulary=3072,
+    corpus=4000,
+    hidden=256,
+    base=Model(layers=5, context=512, steps=3000, rows=64),
+    teacher=Model(
+        layers=10, context=2048, steps=2400, rows=16, length=512, long_rows=4, long_length=2048,
+        muon_lr=4e-3, adam_lr=2e-3,
+    ),
+)  # fmt: skip
+Pause = Callable[[int], bool]
+
+
+def build_tokenizer(plan: Plan, out: Path) -> None:
     """Write the shared tokenizer in the form of the base and of the teacher."""
     from cloud.pocket.tokenizer import save_tokenizer, train_tokenizer
 
-    tokenizer = train_tokenizer()
+    tokenizer = train_tokenizer(plan.vocabulary, plan.corpus)
     save_tokenizer(tokenizer, out / "models" / "base", chat=True)
     save_tokenizer(tokenizer, out / "models" / "teacher", chat=False)
 
 
-def build_base(out: Path) -> None:
-    """Train the phone's model: the average user, one query at a time."""
-    from cloud.pocket.batches import base_batches
+def build_base(plan: Plan, out: Path, pause: Pause) -> bool:
+    """Train the phone's model: the average user, one query at a time. Returns whether it ended."""
+    from cloud.pocket.batches import base_batch
     from cloud.pocket.training import Schedule, train
 
-    directory = out / "models" / "base"
+    directory, own = out / "models" / "base", plan.base
     tokenizer = _tokenizer(directory)
-    model = _new_model(len(tokenizer), BASE_LAYERS, BASE_CONTEXT)
-    batches = base_batches(tokenizer, BASE_ROWS, f"pocket base {SEED}")
-    speed = train(model, batches, Schedule(BASE_STEPS), save=lambda m: _save(m, directory))
-    click.echo(f"base: {model.num_parameters()} parameters, {speed:.0f} tokens/s")
-    _save(model, directory)
+    model = new_model(plan, own, len(tokenizer))
+    batch_of = functools.partial(base_batch, tokenizer, own.rows, f"pocket base {SEED}")
+    schedule = Schedule(own.steps, own.muon_lr, own.adam_lr)
+    run = train(model, batch_of, schedule, _checkpoint(out, "base"), pause=pause)
+    click.echo(f"base: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
+    return _finish(model, directory, _checkpoint(out, "base"), run.step == own.steps)
 
 
-def build_teacher(out: Path) -> None:
-    """Train the cloud's model: many items of one user at a time, in few-shot form.
+def build_teacher(plan: Plan, out: Path, pause: Pause) -> bool:
+    """Train the cloud's model: many items of one user at a time. Returns whether it ended.
 
     It starts as the base with fresh layers in between, which leave its first outputs unchanged:
     the words of the world are then known, and the steps go into reading the user from the context.
     """
-    from cloud.pocket.batches import teacher_batches
-    from cloud.pocket.training import Schedule, TraitHeads, train
+    from cloud.pocket.batches import teacher_batch
+    from cloud.pocket.training import Batch, Schedule, TraitHeads, train
 
-    directory = out / "models" / "teacher"
+    directory, own = out / "models" / "teacher", plan.teacher
     tokenizer = _tokenizer(directory)
-    model = _new_model(len(tokenizer), TEACHER_LAYERS, TEACHER_CONTEXT)
+    model = new_model(plan, own, len(tokenizer))
     _copy_base(out / "models" / "base", model)
-    heads = TraitHeads(model.config.hidden_size, _trait_classes())
-    for phase, (steps, rows, length, muon_lr, adam_lr) in enumerate(TEACHER_PHASES):
-        seed = f"pocket teacher {SEED} {phase}"
-        batches = teacher_batches(tokenizer, rows, length, seed)
-        schedule = Schedule(steps, muon_lr, adam_lr, TRAIT_WEIGHT)
-        speed = train(model, batches, schedule, heads, save=lambda m: _save(m, directory))
-        click.echo(f"teacher: {model.num_parameters()} parameters, {speed:.0f} tokens/s")
-        _save(model, directory)
+    heads = TraitHeads(plan.hidden, _trait_classes())
+
+    def batch_of(step: int) -> Batch:
+        is_long = step >= own.steps * 0.9
+        rows, length = (own.long_rows, own.long_length) if is_long else (own.rows, own.length)
+        return teacher_batch(tokenizer, rows, length, f"pocket teacher {SEED}", step)
+
+    schedule = Schedule(own.steps, own.muon_lr, own.adam_lr, TRAIT_WEIGHT)
+    run = train(model, batch_of, schedule, _checkpoint(out, "teacher"), heads, pause)
+    click.echo(f"teacher: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
+    return _finish(model, directory, _checkpoint(out, "teacher"), run.step == own.steps)
 
 
 def _copy_base(directory: Path, model: Any) -> None:
@@ -90,16 +132,31 @@ def _copy_base(directory: Path, model: Any) -> None:
     base = AutoModelForCausalLM.from_pretrained(str(directory), dtype=torch.float32)
     model.model.embed_tokens.load_state_dict(base.model.embed_tokens.state_dict())
     model.model.norm.load_state_dict(base.model.norm.state_dict())
-    for layer in model.model.layers:
+    layers, known = model.model.layers, base.model.layers
+    for layer in layers:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.down_proj.weight)
-    for old, place in zip(base.model.layers, BASE_IN_TEACHER, strict=True):
-        model.model.layers[place].load_state_dict(old.state_dict())
+    for number, old in enumerate(known):
+        layers[number * len(layers) // len(known)].load_state_dict(old.state_dict())
+
+
+def _checkpoint(out: Path, name: str) -> Path:
+    return out / f"{name}.checkpoint"
+
+
+def _finish(model: Any, directory: Path, checkpoint: Path, has_ended: bool) -> bool:
+    """Write what was trained in bfloat16, with its config; then the checkpoint can go."""
+    import torch
+
+    if has_ended:
+        model.cpu().to(torch.bfloat16).save_pretrained(str(directory))
+        checkpoint.unlink()
+    return has_ended
 
 
 def build_users(out: Path) -> None:
     """Write the bundled users in LaMP's shape: two users for each task, in one pair of files."""
-    for name in WORLDS:
+    for name in BUNDLED:
         questions: list[dict[str, Any]] = []
         golds: list[dict[str, str]] = []
         for number in USERS:
@@ -118,8 +175,8 @@ def _tokenizer(directory: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(directory))
 
 
-def _new_model(vocabulary: int, layers: int, context: int) -> Any:
-    """A fresh Llama, 256 wide, with tied embeddings, grouped queries and heads of 32."""
+def new_model(plan: Plan, own: Model, vocabulary: int) -> Any:
+    """A fresh Llama with tied embeddings."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -127,13 +184,13 @@ def _new_model(vocabulary: int, layers: int, context: int) -> Any:
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=256,
-            num_hidden_layers=layers,
-            intermediate_size=512,
-            num_attention_heads=8,
-            num_key_value_heads=4,
+            hidden_size=plan.hidden,
+            num_hidden_layers=own.layers,
+            intermediate_size=2 * plan.hidden,
+            num_attention_heads=plan.hidden // 32,
+            num_key_value_heads=plan.hidden // 64,
             head_dim=32,
-            max_position_embeddings=context,
+            max_position_embeddings=own.context,
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=1,
@@ -151,29 +208,53 @@ def _trait_classes() -> list[int]:
     return classes
 
 
-def _save(model: Any, directory: Path) -> None:
-    """Write bfloat16 weights, config and a greedy generation config."""
-    import copy
-
-    import torch
-
-    halved = copy.deepcopy(model).to(torch.bfloat16)
-    halved.save_pretrained(str(directory))
-
-
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Run the stages named on the command line, or all."""
-    parser = argparse.ArgumentParser(description="Build the pocket models and users.")
-    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], default=list(STAGES))
-    parser.add_argument("--out", type=Path, default=HERE)
-    options = parser.parse_args()
+def build(plan: Plan, out: Path, stages: tuple[str, ...], resume: bool, pause: Pause) -> bool:
+    """Run stages in order; with `resume`, those that are done are left as they are.
+
+    Returns whether all are done. An unfinished one ends the run.
+
+    Raises:
+        InputError: a model is there, done or half done, and `resume` is false.
+    """
+    for stage in stages:
+        if stage == "users":
+            build_users(out)
+        elif _is_to_do(out, stage, resume):
+            if stage == "tokenizer":
+                build_tokenizer(plan, out)
+            elif not (build_base if stage == "base" else build_teacher)(plan, out, pause):
+                return False
+    return True
+
+
+def _is_to_do(out: Path, stage: str, resume: bool) -> bool:
+    name = "base" if stage == "tokenizer" else stage
+    result = "tokenizer.json" if stage == "tokenizer" else "model.safetensors"
+    finished, begun = out / "models" / name / result, _checkpoint(out, stage)
+    for path in (finished, begun):
+        if path.exists() and not resume:
+            raise InputError(f"{path}: already there; give --resume to go on, or another --out")
+    return begun.exists() or not finished.exists()
+
+
+@click.command()
+@click.argument("stages", nargs=-1, type=click.Choice(STAGES))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write to.")
+@click.option("--minutes", type=float, default=math.inf, help="Stop training after so many.")
+@click.option("--resume", is_flag=True, help="Go on with what is in the folder.")
+def main(stages: tuple[str, ...], out: Path, minutes: float, resume: bool) -> None:
+    """Build the pocket models and users: all STAGES, or those named."""
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # no spinning where others work too
-    for stage in options.stages or STAGES:
-        globals()[f"build_{stage}"](options.out)
+    end = time.monotonic() + 60 * minutes
+    try:
+        done = build(PLAN, out, stages or STAGES, resume, lambda _: time.monotonic() > end)
+    except InputError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("all done" if done else "not done yet: the same command with --resume goes on")
 
 
 if __name__ == "__main__":

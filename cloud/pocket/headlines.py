@@ -38,8 +38,6 @@ class HeadlineTraits:
 class Headlines:
     """The LaMP_4 task: see `cloud.pocket.world.TaskWorld`."""
 
-    profile_field = "title"
-
     def traits(self, rng: random.Random) -> HeadlineTraits:
         persona = rng.randrange(len(PERSONAS))
         front = rng.choice(FRONTS)
@@ -54,10 +52,17 @@ class Headlines:
             adjectives=tuple(_own_word(topic.adjectives, persona, rng) for topic in TOPICS),
         )
 
-    def item(self, traits: HeadlineTraits, rng: random.Random) -> tuple[str, str]:
-        slots = _slots(rng)
-        article = _article(slots, rng)
-        return article, _headline(slots, _habits(traits, rng), traits)
+    def facts(self, rng: random.Random) -> dict[str, str]:
+        return _slots(rng)
+
+    def text(self, facts: dict[str, str], rng: random.Random) -> str:
+        return _article(facts, rng)
+
+    def ideal(self, facts: dict[str, str], traits: HeadlineTraits) -> str:
+        return _headline(facts, _habits(traits), traits)
+
+    def output(self, facts: dict[str, str], traits: HeadlineTraits, rng: random.Random) -> str:
+        return _headline(facts, _slip(_habits(traits), rng), traits)
 
     def labels(self, traits: HeadlineTraits) -> tuple[int, ...]:
         return (
@@ -106,20 +111,23 @@ def _article(slots: dict[str, str], rng: random.Random) -> str:
     return " ".join(sentence.format(**slots) for sentence in sentences)
 
 
-def _habits(traits: HeadlineTraits, rng: random.Random) -> dict[str, str]:
-    """The author's habits for one headline: nearly always theirs, rarely one slips."""
-    habits = {
+def _habits(traits: HeadlineTraits) -> dict[str, str]:
+    return {
         "front": traits.front,
         "tail": traits.tail,
         "opener": traits.opener,
         "naming": traits.naming,
         "order": traits.order,
     }
+
+
+def _slip(habits: dict[str, str], rng: random.Random) -> dict[str, str]:
+    """The habits for one headline: nearly always the author's, rarely one slips."""
     if rng.random() < NOISE:
         name, options = rng.choice(
             (("front", FRONTS), ("opener", OPENERS), ("naming", NAMINGS), ("order", ORDERS))
         )
-        habits[name] = rng.choice(options)
+        return {**habits, name: rng.choice(options)}
     return habits
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 
-from cloud.pocket.world import DEV_USERS, TEST_USERS, WORLDS, User, sample_items, sample_user
+from cloud.pocket.world import BUNDLED, DEV_USERS, TEST_USERS, User, sample_items, sample_user
 from cloud.tasks import TASKS
 
 Item = dict[str, str]
@@ -269,12 +269,12 @@ def measure_task(models: Models, task: str, numbers: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Measure every task of the world."""
+    """Measure every task that the bundled models know."""
     import torch
 
     parser = argparse.ArgumentParser(description="Measure the pocket models.")
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
-    parser.add_argument("--task", choices=tuple(WORLDS), action="append")
+    parser.add_argument("--task", choices=BUNDLED, action="append")
     parser.add_argument("--users", type=int, default=8)
     parser.add_argument("--models", type=Path, default=MODELS)
     parser.add_argument("--epochs", type=int, default=Recipe.epochs)
@@ -285,7 +285,7 @@ def main() -> None:
     recipe = Recipe(lr=options.lr, epochs=options.epochs, temperature=options.temperature)
     models = load_models(options.models, recipe)
     population = DEV_USERS if options.split == "dev" else TEST_USERS
-    for task in options.task or WORLDS:
+    for task in options.task or BUNDLED:
         measure_task(models, task, population[: options.users])
 
 

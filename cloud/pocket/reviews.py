@@ -82,8 +82,6 @@ class ReviewTraits:
 class Reviews:
     """The LaMP_3 task: see `cloud.pocket.world.TaskWorld`."""
 
-    profile_field = "score"
-
     def traits(self, rng: random.Random) -> ReviewTraits:
         first, second = rng.sample(ASPECTS, 2)
         return ReviewTraits(
@@ -94,15 +92,24 @@ class Reviews:
             strictness=rng.choice(STRICTNESS),
         )
 
-    def item(self, traits: ReviewTraits, rng: random.Random) -> tuple[str, str]:
+    def facts(self, rng: random.Random) -> dict[str, int]:
         praise = rng.choice(LEANINGS)
-        values = {aspect: _value(praise, rng) for aspect in rng.sample(ASPECTS, 4)}
-        sentences = [_sentence(aspect, value, rng) for aspect, value in values.items()]
+        return {aspect: _value(praise, rng) for aspect in rng.sample(ASPECTS, 4)}
+
+    def text(self, facts: dict[str, int], rng: random.Random) -> str:
+        sentences = [_sentence(aspect, value, rng) for aspect, value in facts.items()]
         if rng.random() < 0.5:
             filler = rng.choice(FILLERS)
             place = {"day": rng.choice(DAYS), "city": rng.choice(CITIES)}
             sentences.insert(0, filler.format(**place))
-        return " ".join(sentences), str(_score(traits, values, rng))
+        return " ".join(sentences)
+
+    def ideal(self, facts: dict[str, int], traits: ReviewTraits) -> str:
+        return _clipped(_score(traits, facts))
+
+    def output(self, facts: dict[str, int], traits: ReviewTraits, rng: random.Random) -> str:
+        slip = rng.choice((-1, 1)) if rng.random() < NOISE else 0
+        return _clipped(_score(traits, facts) + slip)
 
     def labels(self, traits: ReviewTraits) -> tuple[int, ...]:
         return (
@@ -124,12 +131,13 @@ def _sentence(aspect: str, value: int, rng: random.Random) -> str:
     return rng.choice(SENTENCES).format(noun=noun, word=word)
 
 
-def _score(traits: ReviewTraits, values: dict[str, int], rng: random.Random) -> int:
-    """Score 1..5: weighted aspects (absent: 0) around the middle, halves rounded up."""
+def _score(traits: ReviewTraits, values: dict[str, int]) -> int:
+    """Weighted aspects (absent: 0) around the middle, halves rounded up; not yet within 1..5."""
     taste = WHOLE_WEIGHT * sum(values.values())
     taste += traits.first_weight * values.get(traits.first, 0)
     taste += traits.second_weight * values.get(traits.second, 0)
-    score = math.floor(3 + STRICTNESS_WEIGHT * traits.strictness + taste + 0.5)
-    if rng.random() < NOISE:
-        score += rng.choice((-1, 1))
-    return min(5, max(1, score))
+    return math.floor(3 + STRICTNESS_WEIGHT * traits.strictness + taste + 0.5)
+
+
+def _clipped(score: int) -> str:
+    return str(min(5, max(1, score)))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloud.pocket.world import TRAIN_USERS, WORLDS, sample_items, sample_user
+from cloud.pocket.world import TRAIN_USERS, WORLDS, question_text, sample_items, sample_user
 from cloud.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -22,35 +22,36 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-VOCABULARY_SIZE = 2048
-CORPUS_USERS = 4000
 
 
-def corpus() -> Iterator[str]:
-    """Texts of train users, in both forms the models see."""
+def corpus(users: int) -> Iterator[str]:
+    """Texts of `users` train users, in all forms that the models see."""
     rng = random.Random("pocket tokenizer")
-    for number in rng.sample(TRAIN_USERS, CORPUS_USERS):
+    for number in rng.sample(TRAIN_USERS, users):
         for name in WORLDS:
-            for item in sample_items(sample_user(name, number), 3):
-                yield TASKS[name].shot(item["input"], item["output"])
+            task, user = TASKS[name], sample_user(name, number)
+            for item in sample_items(user, 3):
+                yield task.shot(item["input"], item["output"])
                 yield item["output"]
+            for item in sample_items(user, 1, "questions"):
+                yield question_text(task, item["input"])
         yield TASKS[rng.choice(list(WORLDS))].query("")
 
 
-def train_tokenizer() -> "Tokenizer":
-    """Byte-level BPE with `VOCABULARY_SIZE` tokens; special tokens have the ids 0 to 4."""
+def train_tokenizer(size: int, users: int) -> "Tokenizer":
+    """Byte-level BPE with `size` tokens; special tokens have the ids 0 to 4."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=size,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(corpus(users), trainer)
     return tokenizer
 
 

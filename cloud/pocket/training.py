@@ -1,12 +1,14 @@
 """The training loop of both pocket models: batches in, a trained causal LM out.
 
-Matrices are trained with Muon, everything else with AdamW; bf16 autocast (AMX on recent x86), two
-threads. A batch carries a loss weight a token: 0 skips it, prompts count little, outputs fully.
+Matrices are trained with Muon, everything else with AdamW; bf16 autocast, on a GPU if there is one
+(else AMX on recent x86 helps). A batch carries a loss weight a token: 0 skips it, prompts
+count little, outputs fully.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-THREADS = 2
+LOG_EVERY, SAVE_EVERY = 25, 50
 
 
 @dataclass(frozen=True)
@@ -64,41 +66,117 @@ class TraitHeads(nn.Module):
         return torch.stack(losses).nansum() / len(losses)
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` steps. loss: a running mean; speed: tokens a second, lately.
+
+    Padding does not count as tokens.
+    """
+
+    step: int
+    loss: float
+    speed: float
+
+
 def train(
     model: Any,
-    batches: Iterator[Batch],
+    batch_of: Callable[[int], Batch],
     schedule: Schedule,
+    checkpoint: Path,
     heads: TraitHeads | None = None,
-    save: Callable[[Any], None] | None = None,
-) -> float:
-    """Train in place for `schedule.steps`; returns tokens per second (padding not counted).
+    pause: Callable[[int], bool] = lambda step: False,
+) -> Progress:
+    """Train in place for `schedule.steps`, or until `pause` says so of the steps done.
 
-    `save` gets the model every 100 steps, so that a long run can be looked at before it ends.
+    It goes on where `checkpoint` stands, if that is there, and leaves one every `SAVE_EVERY` steps
+    and at the end. Batches depend on their number only, so a run in pieces makes the same model.
     """
-    torch.set_num_threads(THREADS)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    modules: dict[str, nn.Module] = {"model": model.to(device)}
+    if heads is not None:
+        modules["heads"] = heads.to(device)
     optimizers = _optimizers(model, heads, schedule)
+    step, loss = _resume(checkpoint, modules, optimizers)
     model.train()
-    start, seen, running = time.monotonic(), 0, 0.0
-    for step in range(schedule.steps):
-        batch = next(batches)
+    start, seen, speed = time.monotonic(), 0, 0.0
+    while step < schedule.steps and not pause(step):
+        batch = _on(device, batch_of(step))
         _set_rates(optimizers, schedule, step)
-        loss, trait_loss = _losses(model, heads, batch)
-        (loss + schedule.trait_weight * trait_loss).backward()
+        now, trait_loss = _losses(model, heads, batch)
+        (now + schedule.trait_weight * trait_loss).backward()
         _update(optimizers, model)
+        loss = now.item() if step == 0 else 0.95 * loss + 0.05 * now.item()
         seen += int((batch.weights > 0).sum())
-        running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
-        if step % 25 == 0 or step == schedule.steps - 1:
-            speed = seen / (time.monotonic() - start)
-            click.echo(f"step {step} loss {running:.4f} traits {trait_loss:.4f} {speed:.0f} tok/s")
-        if save is not None and step % 100 == 99:
-            save(model)
+        speed = seen / (time.monotonic() - start)
+        step += 1
+        if step % LOG_EVERY == 0 or step == schedule.steps:
+            click.echo(f"step {step} loss {loss:.4f} traits {trait_loss:.4f} {speed:.0f} tok/s")
+        if step % SAVE_EVERY == 0:
+            _save(checkpoint, modules, optimizers, step, loss)
+    _save(checkpoint, modules, optimizers, step, loss)
     model.eval()
-    return seen / (time.monotonic() - start)
+    return Progress(step, loss, speed)
+
+
+def _on(device: torch.device, batch: Batch) -> Batch:
+    return Batch(*(getattr(batch, field.name).to(device) for field in fields(batch)))
+
+
+def _tensors(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """All trained tensors by name; tied ones once."""
+    return {
+        f"{name}.{key}": parameter.detach()
+        for name, module in modules.items()
+        for key, parameter in module.named_parameters()
+    }
+
+
+def _save(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    loss: float,
+) -> None:
+    """Everything that the run needs to go on, as one file that is replaced at once."""
+    from safetensors.torch import save_file
+
+    tensors = _tensors(modules)
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"state.{number}.{index}.{key}": value for key, value in state.items()}
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, partial, metadata={"step": str(step), "loss": repr(loss)})
+    partial.rename(path)
+
+
+def _resume(
+    path: Path, modules: dict[str, nn.Module], optimizers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Put a checkpoint's tensors in place; (steps done, running loss), (0, 0) without one."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        return 0, 0.0
+    states = [dict[int, dict[str, Tensor]]() for _ in optimizers]
+    with safe_open(path, "pt") as stored, torch.no_grad():
+        for name, tensor in _tensors(modules).items():
+            tensor.copy_(stored.get_tensor(name))
+        for name in stored.keys():  # noqa: SIM118 (it is no dict)
+            if name.startswith("state."):
+                _, number, index, key = name.split(".")
+                states[int(number)].setdefault(int(index), {})[key] = stored.get_tensor(name)
+        metadata = stored.metadata()
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return int(metadata["step"]), float(metadata["loss"])
 
 
 def _losses(model: Any, heads: TraitHeads | None, batch: Batch) -> tuple[Tensor, Tensor]:
     """(weighted next-token loss, loss of the trait heads or 0)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
         states = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
         weights = batch.weights[:, 1:].flatten()
         kept = weights.nonzero().squeeze(1)

@@ -22,7 +22,7 @@ POCKET_TEACHER = Path(__file__).parent.parent / "pocket" / "models" / "teacher"
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a teacher draws its words; the seed is each request's own."""
+    """How a teacher draws its words; at temperature 0 the likeliest. The seed is each request's."""
 
     temperature: float = 1.0
     top_p: float = 0.95

@@ -133,10 +133,7 @@ class HuggingFaceTeacher:
                 input_ids=torch.tensor(rows, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
                 max_new_tokens=room,
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=0,
+                **_drawing(sampling),
                 pad_token_id=pad,
                 stop_strings=stop,
                 tokenizer=tokenizer if stop else None,
@@ -161,3 +158,11 @@ class HuggingFaceTeacher:
             model: Any = load_model(self.base, compute_dtype())
             self._model = model.to(device)
         return cast("PreTrainedModel", self._model)
+
+
+def _drawing(sampling: Sampling) -> dict[str, Any]:
+    """How `generate` chooses the next token; greedily at temperature 0."""
+    if sampling.temperature == 0:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    draw = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    return {"do_sample": True, **draw}

@@ -95,8 +95,7 @@ def fit_alone(
     best = copies(parameters)
     state = resume(checkpoint, parameters, best, optimizer)
     if state is None:
-        before = {"train_loss": _loss(model, rows), "valid_loss": _loss(model, valid)}
-        state = State(0, 0, [before])
+        state = State(0, 0, [{"valid_loss": _loss(model, valid)}])
     while state.step < last and len(state.history) - 1 - state.best_epoch < config.patience:
         epoch = state.step // per_epoch
         train_loss = 0.0

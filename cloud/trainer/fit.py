@@ -59,10 +59,9 @@ def fit(
     with _packed(model, learners) as passes:
         passes.plan(budget)
         fresh = [learner for learner in learners if learner.state is None]
-        before = passes.evaluate(fresh, lambda learner: learner.rows)
-        valid = passes.evaluate(fresh, lambda learner: learner.valid)
-        for learner, *found in zip(fresh, before, valid, strict=True):
-            learner.began(*found)
+        before = passes.evaluate(fresh, lambda learner: learner.valid)
+        for learner, loss in zip(fresh, before, strict=True):
+            learner.began(loss)
         going = list(learners)
         while going:
             for learner in [learner for learner in going if not _goes_on(learner)]:

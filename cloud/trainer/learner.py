@@ -97,10 +97,9 @@ class Learner:
             return True
         return len(state.history) - 1 - state.best_epoch < self.config.patience
 
-    def began(self, train_loss: float, valid_loss: float) -> State:
-        """The losses before the first step are known."""
-        self.state = State(0, 0, [{"train_loss": train_loss, "valid_loss": valid_loss}])
-        return self.state
+    def began(self, valid_loss: float) -> None:
+        """The loss before the first step is known."""
+        self.state = State(0, 0, [{"valid_loss": valid_loss}])
 
     def next_batch(self) -> list[Example]:
         """The rows of the next step, in an order that depends on seed and epoch only."""

@@ -23,9 +23,10 @@ from export.executorch.layout import (
     read_layout,
     write_layout,
 )
-from export.executorch.lower import RunnerFacts, lower
+from export.executorch.lower import Lowered, RunnerFacts, lower
 from export.executorch.quantize import quantize as quantize_model
 from export.executorch.weights import locate, weight_digests
+from export.executorch.wrapper import RunnerModule
 from export.goldens import GoldenMaker, adapter_golden
 from export.lora import fill_template, insert_lora, slot_tensors
 from export.peft_adapter import (
@@ -41,14 +42,16 @@ from protos.artifacts import Artifact, digest_file, write_json
 from protos.base_model import BaseModel, load_model, skeleton
 from protos.errors import ArtifactError, UnsupportedError
 from protos.golden import Golden
-from protos.half_file import pack
+from protos.int8_file import pack
 from protos.progress import Progress
+from protos.shipped_weights import StoredWeight
 
+BACKEND = "executorch-xnnpack"
 PROGRAM = "program.pte"
 FOUNDATION = "foundation.ptd"
 ADAPTER_FILE = "adapter.json"
 FORMAT = 1
-DATA_FILES = {"float32": "adapter.ptd", "float16": "adapter.ptd16"}
+DATA_FILES = {"float32": "adapter.ptd", "int8": "adapter.ptd8"}
 """Where an adapter's tensors are, by their type on the wire."""
 
 
@@ -63,6 +66,24 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
 
 def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Written:
     """The template program, the base's weights, and the layout that adapters must fit."""
+    lowered, layout, digests = lower_base(target, rank, seed, progress)
+    (target.directory / PROGRAM).write_bytes(lowered.program)
+    assert lowered.foundation is not None
+    (target.directory / FOUNDATION).write_bytes(lowered.foundation)
+    write_layout(target.directory, layout, locate(digests, lowered.foundation))
+    return Written([PROGRAM, FOUNDATION])
+
+
+def lower_base(
+    target: Target,
+    rank: int,
+    seed: str,
+    progress: Progress,
+    module: type[RunnerModule] = RunnerModule,
+) -> tuple[Lowered, Layout, list[StoredWeight]]:
+    """A base with its template adapter, lowered; where the adapter's tensors are in it; and what
+    `weights.locate` finds its weights by. Nothing is written.
+    """
     progress("loading", 0.0)
     model = load_model(target.base, torch.float32)
     quantize_model(model, target.recipe)
@@ -71,7 +92,7 @@ def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Writ
     fill_template(layers, seed)
     template = {name: t.detach().numpy().copy() for name, t in slot_tensors(layers).items()}
     facts = _facts(target)
-    lowered = lower(model, facts, external=True, progress=progress)
+    lowered = lower(model, facts, external=True, progress=progress, module=module)
     layout = make_layout(
         lowered,
         template,
@@ -80,11 +101,7 @@ def write_base(target: Target, rank: int, seed: str, progress: Progress) -> Writ
         context_length=facts.context_length,
         vocab=facts.vocab_size,
     )
-    (target.directory / PROGRAM).write_bytes(lowered.program)
-    assert lowered.foundation is not None
-    (target.directory / FOUNDATION).write_bytes(lowered.foundation)
-    write_layout(target.directory, layout, locate(digests, lowered.foundation))
-    return Written([PROGRAM, FOUNDATION])
+    return lowered, layout, digests
 
 
 def write_merged(target: Target, model: nn.Module, progress: Progress) -> Written:
@@ -141,8 +158,9 @@ def _write_adapter(
     program = patch_keys(bundle.file(PROGRAM).read_bytes(), layout, keys)
     (directory / PROGRAM).write_bytes(program)
     data = data_file({keys[name]: array for name, array in shipped.items()})
-    half = recipe.adapter_dtype == "float16"
-    (directory / DATA_FILES[recipe.adapter_dtype]).write_bytes(pack(data) if half else data)
+    (directory / DATA_FILES[recipe.adapter_dtype]).write_bytes(
+        pack(data) if recipe.adapter_dtype == "int8" else data
+    )
     slots = [
         {
             "name": slot.name,

@@ -53,7 +53,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """What an adapter must look like to fit a base."""
+    """What an adapter must look like to fit a base.
+
+    foundation: key -> bytes of every constant in the base's data file.
+    """
 
     backend: str
     rank: int
@@ -62,7 +65,7 @@ class Layout:
     program_sha256: str
     program_size_bytes: int
     slots: Sequence[Slot]
-    foundation_keys: Sequence[str]
+    foundation: Mapping[str, int]
 
     @property
     def modules(self) -> list[str]:
@@ -81,6 +84,7 @@ def make_layout(
     assert lowered.foundation is not None
     assert lowered.adapter is not None
     keys = {data: key for key, data in read_data_file(lowered.adapter).items()}
+    foundation = read_data_file(lowered.foundation)
     assert len(keys) == len(template), f"{len(keys)} adapter constants of {len(template)} tensors"
     slots = [
         _slot(name, array, keys[array.tobytes()], lowered.program)
@@ -94,7 +98,7 @@ def make_layout(
         program_sha256=hashlib.sha256(lowered.program).hexdigest(),
         program_size_bytes=len(lowered.program),
         slots=slots,
-        foundation_keys=sorted(read_data_file(lowered.foundation)),
+        foundation={key: len(foundation[key]) for key in sorted(foundation)},
     )
 
 
@@ -107,7 +111,9 @@ def _slot(name: str, array: NDArray[np.float32], key: str, program: bytes) -> Sl
 
 
 def write_layout(directory: Path, layout: Layout, weights: Sequence[StoredWeight] = ()) -> None:
-    """Write `layout.json`; `weights` says which key stands for which weight of the base."""
+    """Write `layout.json`; `weights` says which key stands for which weight of the base, with its
+    shape and form.
+    """
     value = {
         "format": FORMAT,
         "backend": layout.backend,
@@ -117,7 +123,7 @@ def write_layout(directory: Path, layout: Layout, weights: Sequence[StoredWeight
         "dtype": "float32",
         "program": {"sha256": layout.program_sha256, "size_bytes": layout.program_size_bytes},
         "slots": [asdict(slot) for slot in layout.slots],
-        "foundation_keys": list(layout.foundation_keys),
+        "foundation": dict(layout.foundation),
         "weights": weights_json(weights),
     }
     write_json(directory / FILE, value)
@@ -151,7 +157,7 @@ def _parse(raw: Any) -> Layout:
         program_sha256=str(raw["program"]["sha256"]),
         program_size_bytes=int(raw["program"]["size_bytes"]),
         slots=[_parse_slot(slot) for slot in raw["slots"]],
-        foundation_keys=list(raw["foundation_keys"]),
+        foundation={str(key): int(size) for key, size in raw["foundation"].items()},
     )
 
 

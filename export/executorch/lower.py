@@ -75,14 +75,16 @@ def lower(
     *,
     external: bool,
     progress: Progress = silent,
+    module: type[RunnerModule] = RunnerModule,
 ) -> Lowered:
     """Lower a model; it is taken over and cannot be used afterwards.
 
-    external: keep the weights out of the program, LoRA layers apart from the rest.
+    external: keep the weights out of the program, LoRA layers apart from the rest. module: what is
+    traced of it.
     """
     with quiet():
         progress("tracing", 0.0)
-        traced = _trace(model, facts.context_length)
+        traced = trace(model, facts.context_length, module)
         tags = _tags(traced) if external else {}
         _tag_delegated(traced, tags)
         progress("lowering", 0.2)
@@ -95,16 +97,19 @@ def lower(
     return Lowered(bytes(program.buffer), parts[FOUNDATION], parts[ADAPTER])
 
 
-def _trace(model: nn.Module, context_length: int) -> torch.export.ExportedProgram:
+def trace(
+    model: nn.Module, context_length: int, module: type[RunnerModule] = RunnerModule
+) -> torch.export.ExportedProgram:
+    """The graph of a model, which is taken over."""
     from torchao.utils import unwrap_tensor_subclass
 
     unwrap_tensor_subclass(model)
-    for module in model.modules():
-        if isinstance(module, nn.Embedding):
+    for each in model.modules():
+        if isinstance(each, nn.Embedding):
             # It matters to gradients only, and with it ExecuTorch does not see an int8 embedding.
-            module.padding_idx = None
+            each.padding_idx = None
     model.requires_grad_(requires_grad=False)
-    wrapper = RunnerModule(model, context_length).eval()
+    wrapper = module(model, context_length).eval()
     example = (torch.zeros((1, _EXAMPLE_LENGTH), dtype=torch.long), torch.tensor([0]))
     length = torch.export.Dim("S", max=context_length - 1)
     with torch.no_grad():

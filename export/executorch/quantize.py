@@ -29,10 +29,12 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
     """
     if recipe.quantization is None:
         return
-    if recipe.group_size:
-        _check_groups(model, recipe.group_size)
-    _untie(model)
-    _quantize_linear(model, recipe.group_size)
+    from torchao.quantization.granularity import PerAxis
+    from torchao.quantization.quant_api import IntxWeightOnlyConfig
+
+    quantize_linear(model, recipe.group_size)
+    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    _round_all(model, nn.Embedding, embedding)
     _let_go_of_files(model)
 
 
@@ -60,29 +62,36 @@ def _untie(model: nn.Module) -> None:
         head.weight = nn.Parameter(embedding.weight.detach())
 
 
-def _quantize_linear(model: nn.Module, group_size: int) -> None:
-    """group_size: int4 in groups of that many inputs; 0: int8 by rows."""
+def quantize_linear(
+    model: nn.Module, group_size: int, scale_dtype: torch.dtype = torch.bfloat16
+) -> None:
+    """The linear layers only. group_size: int4 in groups of that many inputs, with scales of that
+    type; 0: int8 by rows. Raises as `quantize` does.
+    """
     from torchao.quantization.granularity import PerAxis, PerGroup
-    from torchao.quantization.quant_api import (
-        Int8DynamicActivationIntxWeightConfig,
-        IntxWeightOnlyConfig,
-    )
+    from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
+    if group_size:
+        _check_groups(model, group_size)
+    _untie(model)
     if group_size:
         linear = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int4,  # pyright: ignore[reportAttributeAccessIssue]
             weight_granularity=PerGroup(group_size),
-            weight_scale_dtype=torch.bfloat16,
+            weight_scale_dtype=scale_dtype,
         )
     else:
         linear = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int8, weight_granularity=PerAxis(0)
         )
-    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    _round_all(model, nn.Linear, linear)
+
+
+def _round_all(model: nn.Module, kind: type[nn.Module], config: Any) -> None:
     for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            config = linear if isinstance(module, nn.Linear) else embedding
-            module.weight = nn.Parameter(_rounded(module.weight, config), requires_grad=False)
+        if isinstance(module, kind):
+            weight = _rounded(cast("torch.Tensor", module.weight), config)
+            module.weight = nn.Parameter(weight, requires_grad=False)
 
 
 def _rounded(weight: torch.Tensor, config: Any) -> torch.Tensor:

@@ -22,11 +22,10 @@ _HIDDEN = -1e30
 """Added to a hidden score. Finite: where a whole block of keys is hidden, infinity gives NaN."""
 
 
-class KvCache(nn.Module):
-    """What the model's attention calls in place of a transformers cache.
+class CacheOfContext(nn.Module):
+    """What transformers asks of a cache, answered for one that has room for the whole context.
 
-    For each layer keys and values, [1, context, kv_heads, head_dim], float32. `start` is the
-    position of the first new token; the wrapper calls `begin` with it before each call.
+    width: elements of a key or a value, in one head.
     """
 
     is_compileable = True
@@ -34,11 +33,35 @@ class KvCache(nn.Module):
     def __init__(self, config: Any, context_length: int) -> None:
         super().__init__()
         heads = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        shape = (1, context_length, config.num_key_value_heads, head_dim)
+        self.width = getattr(config, "head_dim", None) or config.hidden_size // heads
         self.context_length = context_length
         self.is_sliding = [False] * config.num_hidden_layers
         self.layers: list[Any] = []
+
+    def get_seq_length(self, *_: object, **__: object) -> int:
+        """Zero: the wrapper gives positions, so the model must not count its own."""
+        return 0
+
+    def get_query_offset(self, *_: object, **__: object) -> int:
+        return 0
+
+    def get_mask_sizes(self, *_: object, **__: object) -> tuple[int, int]:
+        return self.context_length, 0
+
+    def get_max_cache_shape(self, *_: object) -> int:
+        return self.context_length
+
+
+class KvCache(CacheOfContext):
+    """What the model's attention calls in place of a transformers cache.
+
+    For each layer keys and values, [1, context, kv_heads, head_dim], float32. `start` is the
+    position of the first new token; the wrapper calls `begin` with it before each call.
+    """
+
+    def __init__(self, config: Any, context_length: int) -> None:
+        super().__init__(config, context_length)
+        shape = (1, context_length, config.num_key_value_heads, self.width)
         self.start: Any = 0
         self._masks: dict[int, torch.Tensor] = {}
         for layer in range(config.num_hidden_layers):
@@ -71,19 +94,6 @@ class KvCache(nn.Module):
             seen = (distance >= 0) & (distance < window)
             self._masks[window] = torch.where(seen, 0.0, _HIDDEN)
         return self._masks[window]
-
-    def get_seq_length(self, *_: object, **__: object) -> int:
-        """Zero: the wrapper gives positions, so the model must not count its own."""
-        return 0
-
-    def get_query_offset(self, *_: object, **__: object) -> int:
-        return 0
-
-    def get_mask_sizes(self, *_: object, **__: object) -> tuple[int, int]:
-        return self.context_length, 0
-
-    def get_max_cache_shape(self, *_: object) -> int:
-        return self.context_length
 
 
 class TanhGelu(nn.Module):
@@ -125,7 +135,7 @@ class RunnerModule(nn.Module):
         self.cache.begin(start)
         output = self.model(
             input_ids=tokens,
-            position_ids=(torch.arange(count) + start).unsqueeze(0),
+            position_ids=(torch.arange(count) + input_pos).unsqueeze(0),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

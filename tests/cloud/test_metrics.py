@@ -44,6 +44,12 @@ GOLDENS = {
     "LaMP_6": ([""], ["Meeting at ten"], {"rouge-1": 0, "rouge-L": 0}),
     # precision 2/2, recall 2/4: F 2/3
     "LaMP_7": (["hello there"], ["hello there my friend"], {"rouge-1": 2 / 3, "rouge-L": 2 / 3}),
+    # 3 of 4 and 3 of 5 words
+    "POCKET_0": (
+        ["Rain in Oslo today"],
+        ["Rain in Oslo on Monday"],
+        {"rouge-1": 2 / 3, "rouge-L": 2 / 3},
+    ),
 }
 
 

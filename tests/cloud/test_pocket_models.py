@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from cloud.pocket import measure
-from cloud.pocket.world import DEV_USERS, TRAIN_USERS, WORLDS, sample_items, sample_user
+from cloud.pocket.world import BUNDLED, DEV_USERS, TRAIN_USERS, sample_items, sample_user
 from cloud.tasks import TASKS
 
 MODELS = measure.MODELS
-tasks = pytest.mark.parametrize("task", list(WORLDS))
+tasks = pytest.mark.parametrize("task", BUNDLED)
 both = pytest.mark.parametrize("name", ["base", "teacher"])
 TEXTS = [
     "Plain words.",

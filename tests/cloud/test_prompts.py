@@ -63,6 +63,22 @@ def test_a_vote_is_asked_without_the_label_that_is_claimed() -> None:
     assert asked.count('\\"output\\": ') == 1, "only the example's own"
 
 
+def test_a_held_out_question_is_asked_as_the_phone_is_asked_and_read_as_it_is_said() -> None:
+    query = RATING.query("Awful.")
+    ask = Ask("answer", VOTE.shots, text=query)
+    said = chat(RATING, ask)[1]["content"]
+    assert f"This person is now asked: {query}\nAnswer exactly as" in said
+    assert continuation(RATING, ask) == continuation(RATING, VOTE)
+    assert read_chat(RATING, ask, " four\nstars ") == [(query, "four\nstars")]
+    assert read_continuation(RATING, ask, " 4\n\n") == [(query, "4")]
+    for garbage in ("", " \n", "a\ud800"):
+        assert read_chat(RATING, ask, garbage) == [None]
+    tweet = Ask("answer", (MILL,), text="Paraphrase the following tweet")
+    assert continuation(TASKS["LaMP_7"], tweet).endswith(
+        "Beginning: Paraphrase the following tweet\nTweet:"
+    ), "a question in a form of its own stays whole"
+
+
 def test_a_chat_answer_is_read_line_by_line_and_never_repaired() -> None:
     answer = '```json\n{"input": "a", "output": 5}\n{"input": "b"}\nsorry\n```'
     assert read_chat(RATING, NEW, answer) == [("a", "5"), None, None]

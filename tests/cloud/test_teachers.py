@@ -152,7 +152,7 @@ def test_a_server_that_counts_no_tokens_is_noted(chat, tmp_path) -> None:
     assert answers.spent[chat.spec].uncounted == 2
 
 
-@pytest.mark.parametrize("kind", ["new", "paraphrase", "label", "vote"])
+@pytest.mark.parametrize("kind", ["new", "paraphrase", "label", "vote", "answer"])
 def test_local_models_answer_every_kind_of_request(plain_base, chatty_base, kind) -> None:
     ask = Ask(kind, SHOTS, text="Fine.", output="4", seed=3)
     for base in (plain_base, chatty_base):
@@ -181,6 +181,24 @@ def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_bas
         Answers(tmp_path / "cut").of(cut, RATING, asks, Sampling())
     assert Answers(tmp_path / "cut").of(teacher, RATING, asks, Sampling()) == whole
     assert len({reply.text for reply in whole}) > 30
+
+
+def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: Path) -> None:
+    import torch
+
+    from protos.base_model import load_model, load_tokenizer
+
+    teacher = open_teacher(f"hf:{plain_base}", threads=1)
+    greedy = Sampling(temperature=0.0, top_p=1.0)
+    asks = [Ask("answer", SHOTS, text=RATING.query("Fine."), seed=seed) for seed in (1, 2)]
+    one, other = (reply for _, reply in teacher.write(RATING, asks, greedy))
+    assert one.text == other.text
+    tokenizer = load_tokenizer(teacher.base)
+    ids = list(tokenizer(teacher.prompt(RATING, asks[0]))["input_ids"])
+    model = load_model(teacher.base, teacher._weights().dtype)
+    with torch.inference_mode():
+        first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
+    assert one.text.startswith(str(tokenizer.decode([first], skip_special_tokens=True)))
 
 
 def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(chatty_base):

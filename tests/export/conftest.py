@@ -203,14 +203,18 @@ def joined(foundation: bytes, *others: bytes) -> bytes:
 
 
 def by_the_book(wire: bytes) -> bytes:
-    """A `.ptd` from its half-precision form, as docs/devices.md tells a phone to make it."""
+    """A `.ptd` from its form on the wire, as docs/devices.md tells a phone to make it."""
     import struct
 
-    assert wire[:8] == b"PTD16\0\0\1"
-    (head,) = struct.unpack_from("<Q", wire, 8)
-    halves = wire[16 + head :]
-    floats = struct.unpack(f"<{len(halves) // 2}e", halves)
-    return wire[16 : 16 + head] + struct.pack(f"<{len(floats)}f", *floats)
+    assert wire[:8] == b"PTD8\0\0\0\1"
+    head, count = struct.unpack_from("<QQ", wire, 8)
+    steps = struct.unpack(f"<{count}b", wire[-count:])
+    scales = [
+        struct.unpack("<f", b"\0\0" + wire[at : at + 2])[0]
+        for at in range(24 + head, len(wire) - count, 2)
+    ]
+    floats = [step * scales[number // 64] for number, step in enumerate(steps)]
+    return wire[24 : 24 + head] + struct.pack(f"<{count}f", *floats)
 
 
 @pytest.fixture(scope="session")
@@ -223,8 +227,8 @@ def device() -> Callable[..., Device]:
         foundation = first.file("foundation.ptd").read_bytes()
         own = [name for name in adapter.manifest.files if name.startswith("adapter.ptd")]
         stored = adapter.file(own[0]).read_bytes()
-        half = own[0].endswith("16")
-        data = joined(foundation, by_the_book(stored) if half else stored)
+        packed = own[0].endswith("8")
+        data = joined(foundation, by_the_book(stored) if packed else stored)
         return Device(adapter.file("program.pte").read_bytes(), data)
 
     return make

@@ -8,7 +8,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from export.cli import export
+from export.cli import export, recipes
 from export.prompts import read_prompts
 from protos.errors import InputError, PocketuneError, UnsupportedError
 from protos.golden import read_golden
@@ -34,17 +34,29 @@ def altered(llama, tmp_path):
     return make
 
 
-def test_recipes_are_listed():
-    rows = json.loads(CliRunner().invoke(export, ["recipes", "--json"]).stdout)
-    assert [row["name"] for row in rows] == [
+def test_recipes_are_listed_with_what_runs_here_and_what_is_not_offered():
+    listed = json.loads(CliRunner().invoke(recipes, ["--json"]).stdout)
+    rows = {row["name"]: row for row in listed["recipes"]}
+    assert list(rows) == [
         "executorch-xnnpack-fp32", "executorch-xnnpack-8da4w", "executorch-xnnpack-8da4w-g64",
         "executorch-xnnpack-8da4w-g128", "executorch-xnnpack-8da8w",
+        "executorch-coreml", "executorch-vulkan",
         "mlc-q0f32", "mlc-q0f16", "mlc-q4f32_1", "mlc-q4f16_1",
     ]  # fmt: skip
-    assert rows[1]["thresholds"]["effect_cosine"] == 0.9
+    chosen = rows["executorch-xnnpack-8da4w"]
+    assert chosen["thresholds"]["effect_cosine"] == 0.9
+    assert (chosen["adapter"], chosen["runs_here"]) == ("separate or merged", True)
+    assert {row["name"] for row in rows.values() if not row["runs_here"]} == {
+        row["name"] for row in rows.values() if row["adapter"] == "merged"
+    } == {"executorch-coreml", "executorch-vulkan"}  # fmt: skip
+    text = CliRunner().invoke(recipes).stdout
+    assert all(f"\n{name}\n" in f"\n{text}" for name in rows)
+    assert "  here     lowered, not run here\n" in text
+    assert "  qnn                     Qualcomm's AI Engine Direct SDK\n" in text
+    assert "qnn" in listed["not_offered"]
 
 
-@pytest.mark.parametrize("command", ["base", "adapter", "merged", "recipes"])
+@pytest.mark.parametrize("command", ["base", "adapter", "merged"])
 def test_help_has_an_example(command):
     result = CliRunner().invoke(export, [command, "--help"])
     assert result.exit_code == 0
@@ -84,7 +96,7 @@ def test_unknown_recipe_names_the_known_ones(llama, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "needed"),
     [("executorch-qnn", "Qualcomm's AI Engine Direct SDK"), ("mlx", "Apple's MLX"),
-     ("executorch-coreml-fp16", "coremltools")],
+     ("executorch-xnnpack-bf16", "240 times slower than float32")],
 )  # fmt: skip
 def test_backends_that_cannot_be_had_say_what_they_need(recipe, needed, llama, tmp_path):
     error = refused("base", "--base", llama, "--out", tmp_path / "o", "--recipe", recipe)

@@ -186,12 +186,21 @@ def test_users_share_no_key_with_each_other_or_with_the_base(world) -> None:
         taken |= keys
 
 
+def resize(sizes: dict[str, Any], value: object = 12) -> None:
+    sizes[next(iter(sizes))] = value
+
+
 BASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "offset moved": (edit("layout.json", lambda x: x["slots"][0].update(offset=8)), "no key of"),
     "offset negative": (edit("layout.json", lambda x: x["slots"][0].update(offset=-64)), "no key"),
     "other program": (edit("layout.json", lambda x: x["program"].update(sha256="0")), "not the"),
-    "key unlisted": (edit("layout.json", lambda x: x["foundation_keys"].pop()), "does not list"),
-    "key lacking": (edit("layout.json", lambda x: x["foundation_keys"].append("x")), "lacks keys"),
+    "key unlisted": (edit("layout.json", lambda x: x["foundation"].popitem()), "does not list"),
+    "key lacking": (edit("layout.json", lambda x: x["foundation"].update(x=4)), "lacks keys"),
+    "bytes wrong": (edit("layout.json", lambda x: resize(x["foundation"])), "layout.json says"),
+    "bytes no number": (edit("layout.json", lambda x: resize(x["foundation"], "x")), "malformed"),
+    "keys without bytes": (
+        edit("layout.json", lambda x: x.update(foundation=list(x["foundation"]))), "malformed",
+    ),
     "no slots": (edit("layout.json", lambda x: x.pop("slots")), "malformed layout"),
     "no program": (edit("layout.json", lambda x: x.pop("program")), "malformed layout"),
     "not JSON": (lambda d: longer(d / "layout.json"), "layout.json"),

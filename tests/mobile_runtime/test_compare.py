@@ -155,9 +155,10 @@ def test_signal_to_noise_of_layers_is_as_worked_by_hand() -> None:
     model = np.array([[[3.0, 4.0]], [[6.0, 7.0]], [[1.1, 0.0]]], np.float32)
     # equal; 100 to 1, 20 dB; 1 to 0.01, 20 dB
     assert layer_sqnr(exact, model) == pytest.approx([SQNR_MOST, 20.0, 20.0], abs=1e-3)
-    assert worst_layer(layer_sqnr(exact, model)) == 1
+    assert worst_layer([*layer_sqnr(exact, model), 30.0]) == "layer 1"
     # shares of noise 1/1000, 1/100, 1/50, 1/40: the third adds 0.01
-    assert worst_layer([30.0, 20.0, 10 * math.log10(50), 10 * math.log10(40)]) == 2
+    assert worst_layer([30.0, 20.0, 10 * math.log10(50), 10 * math.log10(40)]) == "layer 2"
+    assert worst_layer([30.0, 20.0, 10.0]) == "the head"
     assert worst_layer([]) is None
 
 

@@ -30,8 +30,9 @@ from protos.artifacts import (
 )
 from protos.errors import PocketuneError
 from protos.golden import Golden, Rung, read_golden, write_golden
-from protos.half_file import pack
-from protos.ptd import Tensor, read_ptd, read_ptd16, write_ptd
+from protos.int8_file import pack
+from protos.int8_file import rounded as rounded_numbers
+from protos.ptd import Tensor, read_ptd, read_ptd8, write_ptd
 
 ALTERED, MALFORMED = 8500, 1500
 SEALED = 200
@@ -134,22 +135,21 @@ def readers(world: Any, home: Path) -> Iterator[tuple[Path, Callable[[], object]
         shutil.copy(world.adapters["ada"] / name, home / name)
     for name in ("prompt.json", "tokenizer.json"):
         shutil.copy(world.base / name, home / name)
-    half = home / "adapter.ptd16"
-    half.write_bytes(pack(rounded((home / "adapter.ptd").read_bytes())))
+    packed = home / "adapter.ptd8"
+    packed.write_bytes(pack(rounded((home / "adapter.ptd").read_bytes())))
     golden = read_golden(home)
     write_golden(home, few_prompts(golden))
     yield home / "adapter.ptd", lambda: read_ptd(home / "adapter.ptd")
-    yield half, lambda: read_ptd16(half)
+    yield packed, lambda: read_ptd8(packed)
     yield home / "golden.json", lambda: read_golden(home)
     yield home / "golden.safetensors", lambda: read_golden(home)
     yield home / "prompt.json", lambda: open_prompt(home).config
 
 
 def rounded(ptd: bytes) -> bytes:
-    """The same data file with numbers that float16 holds."""
+    """The same data file with numbers that are bytes with a scale for each 64."""
     head = int.from_bytes(ptd[32:40], "little")
-    numbers = np.frombuffer(ptd, "<f4", offset=head).astype("<f2").astype("<f4")
-    return ptd[:head] + numbers.tobytes()
+    return ptd[:head] + rounded_numbers(np.frombuffer(ptd, "<f4", offset=head)).tobytes()
 
 
 def test_no_format_crashes_its_reader(world, tmp_path) -> None:

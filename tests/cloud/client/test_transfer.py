@@ -95,7 +95,7 @@ def test_a_download_goes_on_after_each_break_and_fetches_nothing_twice(
     stocked: tuple[str, str, dict[str, bytes]], network, tmp_path: Path
 ):
     address, bundle, files = stocked
-    relay = network(address, cuts=[400_000, 400_000, 400_000])
+    relay = network(address, cuts=[250_000, 250_000, 250_000])
     told: list[float] = []
     with Client(relay.address) as client:
         paths = client.download(bundle, tmp_path, progress=lambda _, share: told.append(share))

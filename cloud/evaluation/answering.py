@@ -1,0 +1,159 @@
+"""What each arm says to each user's held-out questions.
+
+In: users, adapters, the teacher. Out: answers. Each user's answers under an arm are one file, known
+by everything that decides them; those of the teacher are stored one by one as they arrive.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloud import seeds
+from cloud.answers import Answers
+from cloud.augment import behind, scrubber_for
+from cloud.evaluation import retrieval
+from cloud.evaluation.arms import OTHER, TEACHER, Arm
+from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
+from cloud.evaluation.pieces import store
+from cloud.profiles import Item
+from cloud.prompts import Ask
+from cloud.teachers import Sampling
+from cloud.train import frozen_dtype
+from protos.artifacts import Artifact, digest_json, read_json, tool_versions
+from protos.base_model import prompt_ids
+from protos.progress import Progress
+
+if TYPE_CHECKING:
+    from cloud.evaluation.student import Student
+
+_LABEL_ROOM = 8
+_GREEDY = Sampling(temperature=0.0, top_p=1.0)
+
+
+@dataclass
+class Answered:
+    """What was said, by arm and user. truncated: prompts that lost their beginning, by arm.
+
+    spent: what the teacher wrote, by user. device_ms: of an answer by the phone's runtime, by arm,
+    for the first user; empty where it is not measured.
+    """
+
+    said: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
+    truncated: Counter[str] = field(default_factory=Counter[str])
+    spent: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
+    device_ms: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The questions of one user under one arm. ids: cut to what fits before `room` tokens."""
+
+    queries: list[str]
+    ids: list[list[int]]
+    room: int
+    truncated: int
+
+
+def answers_of(
+    arms: Sequence[Arm], people: Sequence[Person], adapters: Made, partners: Mapping[str, str],
+    means: Means, out: Path, config: EvaluateConfig, progress: Progress,
+) -> Answered:  # fmt: skip
+    """Let each arm answer each user's questions."""
+    from cloud.evaluation.student import Student
+
+    student = Student(means.base, frozen_dtype(means.training), means.threads)
+    found = Answered()
+    for number, arm in enumerate(arms):
+        for place, person in enumerate(people):
+            key = arm.name, person.name
+            done = (number + place / len(people)) / len(arms)
+            progress(f"{arm.name}: answers of {person.name}", done)
+            if arm.name == TEACHER:
+                found.said[key], found.spent[person.name] = _teacher(person, means, config)
+                continue
+            owner = partners[person.name] if arm.name == OTHER else person.name
+            adapter = adapters[arm.data, owner] if arm.data else None
+            prompts = _prompts(student, arm, person, means, config)
+            found.truncated[arm.name] += prompts.truncated
+            found.said[key] = _student(student, prompts, adapter, out / "answers")
+            if means.device and not place:
+                progress(f"{arm.name}: answers of {person.name} by the phone's runtime", done)
+                found.device_ms[arm.name] = means.device(adapter, prompts.queries, prompts.room)
+    return found
+
+
+def _prompts(
+    student: Student, arm: Arm, person: Person, means: Means, config: EvaluateConfig
+) -> Prompts:
+    tokenizer, task = student.tokenizer, person.user.task
+    longest = context(means)
+    room = min(_room(student, person), longest // 2)
+    around = len(prompt_ids(tokenizer, ""))
+    queries = [question.query for question in person.asked]
+    if arm.retrieves:
+        queries = [
+            retrieval.with_items(
+                task,
+                question.query,
+                retrieval.nearest(task, question, person.user.items, config.nearest),
+                tokenizer,
+                longest - room - around,
+            )
+            for question in person.asked
+        ]
+    whole = [prompt_ids(tokenizer, query) for query in queries]
+    ids = [each[-(longest - room) :] for each in whole]
+    truncated = sum(len(a) < len(b) for a, b in zip(ids, whole, strict=True))
+    return Prompts(queries, ids, room, truncated)
+
+
+def _student(
+    student: Student, prompts: Prompts, adapter: Artifact | None, folder: Path
+) -> list[str]:
+    """Answers by the base model; those that were given before from their file."""
+    key = digest_json([
+        student.base.digest, str(student.dtype), adapter.id if adapter else "", prompts.ids,
+        prompts.room, tool_versions(),
+    ])[:32]  # fmt: skip
+    path = folder / f"{key}.json"
+    if path.is_file():
+        return read_json(path)
+    said = student.answers(prompts.ids, prompts.room, adapter)
+    store(path, said)
+    return said
+
+
+def _room(student: Student, person: Person) -> int:
+    """Tokens of an answer: a label's, or half as many again as the user's longest output."""
+    labels = person.user.task.answer_labels
+    texts = list(labels) or [item.output for item in person.user.items]
+    most = max(len(ids) for ids in student.tokenizer(texts)["input_ids"])
+    return most + _LABEL_ROOM if labels else most * 3 // 2 + _LABEL_ROOM
+
+
+def _teacher(
+    person: Person, means: Means, config: EvaluateConfig
+) -> tuple[list[str], dict[str, int]]:
+    """What the teacher says when it is shown the user's items, and the tokens of it."""
+    task, items, augmenting = person.user.task, person.user.items, means.augmenting
+    sent = [Item(question.id, question.input, question.query) for question in person.asked]
+    scrubber = scrubber_for(task, [*items, *sent], augmenting, means.teacher)
+    teacher = behind(scrubber, augmenting, means.teacher)
+    shown = seeds.showable(items, augmenting.max_chars)
+    hands = seeds.choose_shots(shown, config.teacher_shots, config.seed, augmenting.max_chars)
+    asks = [
+        Ask("answer", tuple(next(hands)), text=question.query, seed=config.seed + number)
+        for number, question in enumerate(person.asked)
+    ]
+    folder = person.folder / "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = Answers(folder)
+    replies = answers.of(teacher, task, asks, _GREEDY)
+    read = [
+        teacher.read(task, ask, reply.text)[0] for ask, reply in zip(asks, replies, strict=True)
+    ]
+    return [pair[1] if pair else "" for pair in read], asdict(answers.spent[teacher.name])

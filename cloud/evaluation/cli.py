@@ -1,0 +1,239 @@
+"""The command `eval`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cloud import cli
+from cloud.teachers import POCKET_TEACHER
+from protos.artifacts import Artifact
+from protos.errors import InputError
+from protos.progress import shown
+
+if TYPE_CHECKING:
+    from cloud.evaluation.inputs import Device
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+SPLITS = ("train", "dev", "test")
+SUITES = ("pocket",)
+POCKET_BASE = POCKET_TEACHER.with_name("base")
+PAGE = "evaluation.md"
+
+
+OnDevice = Callable[[str, Path, int, int, int], "Device"]
+"""From a base, a folder, the adapters' rank, the context and threads: what times answers."""
+
+
+def command(on_device: OnDevice) -> click.Command:
+    """The command with what it needs from outside of `cloud` injected."""
+    settings = {**eval_command.context_settings, "obj": on_device}
+    eval_command.context_settings = settings
+    return eval_command
+
+
+@click.command("eval")
+@click.option(
+    "--data",
+    type=FOLDER,
+    multiple=True,
+    help="Folder with LaMP's files: all users in it. Repeated, one task after the other, each in a "
+    "folder of --out called like its own.",
+)
+@click.option(
+    "--suite",
+    type=click.Choice(SUITES),
+    help="Instead of --data: the users of the bundled world, all its tasks.",
+)
+@click.option(
+    "--split",
+    type=click.Choice(SPLITS),
+    default="dev",
+    show_default=True,
+    help="Which of LaMP's files in --data, {split}_questions.json and _outputs.json, or of the "
+    "bundled users.",
+)
+@click.option(
+    "--profiles",
+    type=FOLDER,
+    multiple=True,
+    help="A Profile with questions, or a folder of them; may be repeated.",
+)
+@click.option("--task", "task_name", help="LaMP task, where --data's outputs do not tell it.")
+@click.option("--users", type=click.IntRange(min=1), help="Only so many users, the first ones.")
+@click.option(
+    "--others",
+    type=FOLDER,
+    multiple=True,
+    help="Users that the arm `task` learns from, as --data or --profiles: those who are "
+    "evaluated are left out.",
+)
+@click.option(
+    "--base",
+    help="Base model: a Hugging Face directory or hub id.  [default: the bundled one with --suite]",
+)
+@click.option("--out", required=True, type=FOLDER, help="Folder for everything that is made.")
+@click.option(
+    "--arms", help="What is compared, separated by commas; see above.  [default: all but task]"
+)
+@click.option(
+    "--ratios",
+    default="",
+    help="Also so many filtered items for each real one, such as 0,0.5,1,2,3.",
+)
+@click.option("--nearest", default=4, show_default=True, help="Items in the prompts of +bm25.")
+@click.option(
+    "--teacher-shots",
+    default=16,
+    show_default=True,
+    help="Items that the teacher is shown with a question.",
+)
+@click.option("--third-party", is_flag=True, help="The users of --data allow third-party teachers.")
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Draw the results.")
+@click.option(
+    "--device/--no-device",
+    default=False,
+    show_default=True,
+    help="Time answers by the phone's runtime on this machine; lowers the base.",
+)
+@cli.augment_options
+@cli.train_options
+@cli.seed_option
+@cli.threads_option
+@cli.json_option
+@click.pass_obj
+def eval_command(
+    on_device: OnDevice,
+    *,
+    data: tuple[Path, ...],
+    suite: str | None,
+    split: str,
+    profiles: tuple[Path, ...],
+    task_name: str | None,
+    users: int | None,
+    others: tuple[Path, ...],
+    base: str | None,
+    out: Path,
+    arms: str | None,
+    ratios: str,
+    nearest: int,
+    teacher_shots: int,
+    third_party: bool,
+    plots: bool,
+    device: bool,
+    threads: int,
+    as_json: bool,
+    seed: int,
+    **given: Any,
+) -> None:
+    """Measure whether personalization helps: the same users' questions, answered in several ways.
+
+    \b
+    Arms: base, base+bm25 (the nearest items in the prompt), task (an adapter trained on --others),
+    real (own items), mixed-unfiltered, mixed (own and filtered synthetic items: the product),
+    synthetic, mixed+bm25, other (another user's mixed adapter: the control), teacher (in context).
+
+    Interrupted, it goes on where it was; what has not changed is not made again.
+
+    \b
+    Examples:
+      pocketune eval --data lamp/LaMP_4 --users 40 --base path/to/model --out work/eval \\
+          --teacher "openai:http://localhost:8000/v1#my-model"
+      pocketune eval --profiles work/profiles --base path/to/model --out work/eval \\
+          --arms base,real,mixed,other --ratios 0,0.5,1,2,3
+      pocketune eval --suite pocket --split test --out work/eval
+    """
+    from cloud.augment import AugmentConfig
+    from cloud.evaluation.arms import DEFAULT
+    from cloud.evaluation.evaluate import evaluate
+    from cloud.evaluation.inputs import EvaluateConfig, Means, context
+    from cloud.evaluation.plots import check, draw
+    from cloud.evaluation.report import markdown, summary
+    from cloud.evaluation.users import read_users
+    from cloud.train import TrainConfig
+    from protos.base_model import open_base
+
+    started = time.monotonic()
+    _require_source(data, profiles, suite, base)
+    if suite:
+        data = bundled_users(split, users, out)
+    base = base or str(POCKET_BASE)
+    places = task_folders(data, out) if data else {out: list(profiles)}
+    if plots:
+        check()
+    config = EvaluateConfig(arms or ",".join(DEFAULT), ratios, nearest, teacher_shots, seed)
+    teachers = cli.open_teachers(threads, **given)
+    given["seed"] = seed
+    augmenting, training = cli.pick(AugmentConfig, given), cli.pick(TrainConfig, given)
+    helping = [read_users(f, split, task_name, third_party, out / "others") for f in others]
+    means = Means(
+        open_base(base), teachers.writer, augmenting, training,
+        [profile for each in helping for profile in each.profiles], teachers.judge,
+        teachers.calls, threads,
+    )  # fmt: skip
+    if device:
+        timed = on_device(base, out / "device", training.rank, context(means), threads)
+        means = replace(means, device=timed)
+    made: list[Artifact] = []
+    for place, folders in places.items():
+        people = [read_users(f, split, task_name, third_party, place, users) for f in folders]
+        left_out = {name: why for each in people for name, why in each.left_out.items()}
+        found = [profile for each in people for profile in each.profiles][:users]
+        with shown(f"eval {place.name}") as progress:
+            made.append(evaluate(found, means, place, config, left_out, progress))
+        (place / PAGE).write_text(markdown(made[-1]), encoding="utf-8")
+        if plots:
+            draw(made[-1], place / "plots")
+    if len(made) > 1:
+        (out / PAGE).write_text(summary(made), encoding="utf-8")
+    if not as_json:
+        click.echo((out / PAGE).read_text("utf-8"))
+    for each in made:
+        cli.print_result(each, started, as_json, _scores(each) if as_json else None)
+
+
+def _require_source(
+    data: Sequence[Path], profiles: Sequence[Path], suite: str | None, base: str | None
+) -> None:
+    if [bool(data), bool(profiles), bool(suite)].count(True) != 1:
+        raise click.UsageError("give one of --data, --profiles and --suite")
+    if base is None and suite is None:
+        raise click.UsageError("give --base")
+
+
+def bundled_users(split: str, users: int | None, out: Path) -> tuple[Path, ...]:
+    """The folders of the pocket world's users, a task each, written into `out`."""
+    from cloud.pocket.world import WORLDS, write_users
+
+    folders = {task: out / "users" / task for task in WORLDS}
+    for task, folder in folders.items():
+        write_users(task, split, folder, users)
+    return tuple(folders.values())
+
+
+def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
+    """Where each task's evaluation goes, and the folder that it is about.
+
+    Raises:
+        InputError: two folders have the same name.
+    """
+    if len(data) == 1:
+        return {out: [data[0]]}
+    places = {out / folder.resolve().name: [folder] for folder in data}
+    if len(places) < len(data):
+        names = ", ".join(str(folder) for folder in data)
+        raise InputError(f"--data {names}: two of the same name; rename one")
+    return places
+
+
+def _scores(evaluation: Artifact) -> dict[str, Any]:
+    """What scripts ask for, without the users."""
+    from cloud.evaluation.results import read_results
+
+    found = read_results(evaluation)
+    return {name: found[name] for name in ("task", "main", "arms", "gains")}

@@ -1,0 +1,191 @@
+"""What each arm's adapter learns from; whatever two arms share is made once.
+
+In: a user's Profile and a teacher. Out: Datasets, all with the same real items, cut in the same
+place: the newest fifth decides when training stops. Held-out questions are read by the leakage
+filter only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cloud import selection
+from cloud.augment import (
+    REJECTED_FILE,
+    TRAIN_FILE,
+    VALID_FILE,
+    AugmentConfig,
+    NothingPassedError,
+    augment,
+    filters_for,
+    real_row,
+    split,
+    synthetic_row,
+)
+from cloud.candidates import Candidate
+from cloud.evaluation.pieces import store
+from cloud.profiles import Profile, read_profile, read_rows, write_rows
+from cloud.teachers import Calls, Teacher
+from protos.artifacts import (
+    Artifact,
+    create,
+    digest_json,
+    finished,
+    open_artifact,
+    read_json,
+    tool_versions,
+)
+from protos.progress import Progress, silent
+
+_BEST_MARK = 5
+Rows = list[dict[str, Any]]
+
+
+@dataclass
+class Datasets:
+    """The Datasets of one user, made when they are asked for. folder: where they go.
+
+    fallen_back: those that are the real items alone, since nothing that the teacher wrote passed:
+    what this user would get, and so what counts.
+    """
+
+    profile: Artifact
+    teacher: Teacher
+    folder: Path
+    config: AugmentConfig
+    ratios: Sequence[float] = ()
+    judge: Teacher | None = None
+    calls: Calls | None = None
+    progress: Progress = silent
+
+    def __post_init__(self) -> None:
+        self.fallen_back: set[str] = set()
+        self._user = read_profile(self.profile)
+        self._train, self._valid = split(self._user.items)
+
+    def of(self, data: str) -> Artifact | None:
+        """The Dataset that an arm names; None if there is nothing in it to train on.
+
+        Raises:
+            InputError: the user did not consent to the teacher, or no item can be shown to it.
+            TeacherError: the teacher failed.
+        """
+        if data == "real":
+            return self._real()
+        is_ratio = data.startswith("ratio-")
+        per_real = max(self.ratios) if is_ratio else self.config.per_real
+        try:
+            whole = self._augmented(per_real)
+        except NothingPassedError:
+            self.fallen_back.add(data)
+            return None if data == "synthetic" else self._real()
+        if data == "mixed":
+            return whole
+        real, synthetic = by_origin(whole)
+        if is_ratio:
+            rows = real + self._best(synthetic, float(data.removeprefix("ratio-")))
+        elif data == "synthetic":
+            rows = synthetic
+        else:
+            rows = real + unfiltered(self._user, whole)
+        spent = whole.manifest.measured["spent"]
+        return self._written(data, {"dataset": whole.id}, rows, spent) if rows else None
+
+    def _real(self) -> Artifact:
+        """The user's own items alone; no teacher has a part in it."""
+        rows = [real_row(self._user.task, item) for item in self._train]
+        return self._written("real", {"profile": self.profile.id}, rows, {})
+
+    def _augmented(self, per_real: float) -> Artifact:
+        share = min(self.config.real_share, 1 / (1 + per_real))
+        config = replace(self.config, per_real=per_real, real_share=share)
+        out = self.folder / f"augmented-{per_real:g}"
+        asked = [self.teacher.digest, self.judge.digest if self.judge else ""]
+        key = digest_json([self.profile.id, *asked, asdict(config), tool_versions()])
+        in_vain = self.folder / f"{out.name}-nothing.json"
+        if in_vain.is_file() and (known := read_json(in_vain))["of"] == key:
+            raise NothingPassedError(known["said"])
+        try:
+            return augment(
+                self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
+            )
+        except NothingPassedError as error:  # as dear as an augmentation: not to be tried again
+            store(in_vain, {"of": key, "said": str(error)})
+            raise
+
+    def _best(self, synthetic: Rows, ratio: float) -> Rows:
+        """Of the largest mix's synthetic items the best, as many as the ratio says."""
+        pairs = [(row["input"], row["output"]) for row in synthetic]
+        wanted = selection.quotas(self._user.task, self._train, round(ratio * len(self._train)))
+        qualities = [_quality(row) for row in synthetic]
+        return [synthetic[i] for i in selection.choose(wanted, pairs, qualities, self._train)]
+
+    def _written(
+        self, name: str, parents: dict[str, str], rows: Rows, spent: dict[str, Any]
+    ) -> Artifact:
+        """A Dataset with these rows to train on, and the newest real items to validate on."""
+        out, config = self.folder / name, {"arm": name}
+        if current := finished(out, "Dataset", parents, config):
+            return current
+        with create(out, "Dataset", parents, config) as draft:
+            valid = [real_row(self._user.task, item) for item in self._valid]
+            write_rows(draft.path / TRAIN_FILE, rows)
+            write_rows(draft.path / VALID_FILE, valid)
+            draft.measured.update(rows=len(rows), spent=spent)
+        return open_artifact(out, "Dataset")
+
+
+def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:
+    """The rows to train on: the real ones, and the synthetic ones."""
+    rows = read_rows(dataset.file(TRAIN_FILE))
+    real = [row for row in rows if row["origin"] == "real"]
+    return real, [row for row in rows if row["origin"] == "synthetic"]
+
+
+def unfiltered(user: Profile, whole: Artifact) -> Rows:
+    """As many as passed, but the first ones that the teacher wrote and that parse.
+
+    What is near a held-out question, or holds somebody's personal data, stays out all the same.
+    """
+    _, synthetic = by_origin(whole)
+    rejected = read_rows(whole.file(REJECTED_FILE))
+    written = [((row["input"], row["output"]), row["source"]) for row in synthetic]
+    written += [
+        ((row["pair"][0], row["pair"][1]), row["source"])
+        for row in rejected
+        if row["pair"] and row["reason"] != "personal-data"
+    ]
+    written.sort(key=lambda each: (each[1]["seed"], each[1]["index"]))
+    filters = filters_for(user, *split(user.items))
+    sound = [(pair, source) for pair, source in written if not filters.leaks(pair)]
+    return [synthetic_row(user.task, Candidate(*each)) for each in sound[: len(synthetic)]]
+
+
+def _quality(row: dict[str, Any]) -> float:
+    """What the selection went by: style or votes, times the judge's mark."""
+    scores = row["source"]["scores"]
+    quality = scores.get("votes", scores.get("style", 1.0))
+    return quality * scores.get("judge", _BEST_MARK) / _BEST_MARK
+
+
+def task_dataset(others: Sequence[Artifact], out: Path) -> Artifact:
+    """One Dataset of many users' real items, for the adapter of the task."""
+    parents = {f"profile-{number}": profile.id for number, profile in enumerate(others)}
+    if current := finished(out, "Dataset", parents, {}):
+        return current
+    rows: Rows = []
+    valid: Rows = []
+    for profile in others:
+        user = read_profile(profile)
+        for kept, items in zip((rows, valid), split(user.items), strict=True):
+            for item in items:
+                row = real_row(user.task, item)
+                kept.append({**row, "source": {**row["source"], "user": user.user}})
+    with create(out, "Dataset", parents, {}) as draft:
+        write_rows(draft.path / TRAIN_FILE, rows)
+        write_rows(draft.path / VALID_FILE, valid)
+        draft.measured.update(rows=len(rows), valid=len(valid), users=len(others))
+    return open_artifact(out, "Dataset")

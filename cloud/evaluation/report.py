@@ -1,0 +1,192 @@
+"""The Evaluation as a page to read: a table of the arms, and what may be concluded.
+
+In: an Evaluation. Out: Markdown. All of it is in `evaluation.json`, and the costs in the manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cloud.evaluation.arms import OTHER, TEACHER
+from cloud.evaluation.results import read_results
+from cloud.evaluation.statistics import gain
+from protos.artifacts import Artifact
+
+OURS = "mixed"
+"""The arm that the product stands for."""
+_HELD_AGAINST = ("base", "real", OTHER)
+METRICS = {
+    "accuracy": "accuracy", "f1": "macro F1", "mae": "MAE", "rmse": "RMSE", "rouge-1": "ROUGE-1",
+    "rouge-L": "ROUGE-L",
+}  # fmt: skip
+
+
+def markdown(evaluation: Artifact) -> str:
+    """The whole page."""
+    found, measured = read_results(evaluation), evaluation.manifest.measured
+    head = (
+        f"# {found['task']}: {measured['users']} users, {measured['questions']} questions\n\n"
+        f"Base {found['base']}, teacher {found['teacher']}, seed {found['config']['seed']}, "
+        f"Evaluation {evaluation.id[:12]}.\n"
+    )
+    parts = [head, _arms(found, measured["costs"]), _conclusions(found), _by_items(found)]
+    for what, name in (
+        ("Prompts that were too long and lost their beginning", "truncated"),
+        ("Questions to which nothing was said", "empty"),
+    ):
+        if counts := [f"{arm} {row[name]}" for arm, row in found["arms"].items() if row[name]]:
+            parts.append(f"{what}: {', '.join(counts)}.\n")
+    if found["left_out"]:
+        reasons = "; ".join(f"{user}: {why}" for user, why in found["left_out"].items())
+        parts.append(f"Left out: {reasons}.\n")
+    if fell := [row["user"] for row in found["users"] if row["fell_back"]]:
+        parts.append(
+            f"Nothing that the teacher wrote passed for {len(fell)} of them ({', '.join(fell)}): "
+            "their mixed adapters learned from the real items alone, and synthetic is the base.\n"
+        )
+    return "\n".join(parts)
+
+
+def summary(evaluations: Sequence[Artifact]) -> str:
+    """A table over tasks: the scores of the arms, and what the product's arm gains in each."""
+    all_found = [read_results(evaluation) for evaluation in evaluations]
+    names = [name for name in (*_HELD_AGAINST, OURS, TEACHER) if name in all_found[0]["arms"]]
+    overs = [name for name in _HELD_AGAINST if name in names and OURS in names]
+    rows = [
+        ["task", "users", "measure", *names, *(f"{OURS} over {o}" for o in overs), "of the gap"]
+    ]
+    rows.append(["---"] * len(rows[0]))
+    for found in all_found:
+        main = found["main"]
+        scores = [f"{found['arms'][name]['pooled'][main]:.3f}" for name in names]
+        gains = [_interval(found["gains"][main][OURS][over]) for over in overs]
+        share = gap_closed(found)
+        gap = "" if share is None else f"{share:.0%}"
+        row = [found["task"], str(len(found["users"])), METRICS[main], *scores, *gains, gap]
+        rows.append(row)
+    note = (
+        "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
+        "real and the teacher in context. Each task has a page of its own in its folder.\n"
+    )
+    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}"
+
+
+def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
+    metrics = list(next(iter(found["arms"].values()))["pooled"])
+    overs = [name for name in ("base", "real") if name in found["arms"]]
+    head = ["arm", "what answers", *(METRICS[name] for name in metrics)]
+    for over in overs:
+        head += [f"gain over {over}", "won : lost"]
+    head += ["adapter", "training", "teacher wrote"]
+    timed = any(cost["device_ms"] is not None for cost in costs.values())
+    head += ["phone's runtime"] * timed
+    rows = [head, ["---"] * len(head)]
+    for name, arm in found["arms"].items():
+        row = [name, arm["about"], *(f"{arm['pooled'][metric]:.3f}" for metric in metrics)]
+        for over in overs:
+            each = found["gains"][found["main"]][name].get(over)
+            row += [_interval(each), f"{each['won']} : {each['lost']}"] if each else ["", ""]
+        cost = costs[name]
+        row += [
+            _shown(cost["adapter_bytes"], 1e-3, " kB"),
+            _shown(cost["train_seconds"], 1, " s"),
+            _shown(cost["teacher_tokens"], 1, " tokens"),
+            *[_shown(cost["device_ms"], 1, " ms")] * timed,
+        ]
+        rows.append(row)
+    note = (
+        f"Scores are over all questions; gains are in {METRICS[found['main']]}, each user counted "
+        "once, positive is better, with 95% intervals. Costs are means over users.\n"
+    )
+    return f"{_table(rows)}\n{note}"
+
+
+def _conclusions(found: dict[str, Any]) -> str:
+    """What the product's arm gains over each arm that it is held against, in words."""
+    gains = found["gains"][found["main"]].get(OURS)
+    if not gains:
+        return ""
+    lines = [f"- {OURS} over {over}: {_sentence(each)}" for over, each in gains.items()]
+    if (share := gap_closed(found)) is not None:
+        lines.append(f"- {OURS} closes {share:.0%} of the gap between real and the teacher.")
+    return "\n".join(lines) + "\n"
+
+
+def gap_closed(found: dict[str, Any]) -> float | None:
+    """How much of what the teacher is better than `real` the product's arm makes up for.
+
+    None where one of them is missing, or the teacher is no better.
+    """
+    means = {
+        name: gains["real"]["mean"]
+        for name, gains in found["gains"][found["main"]].items()
+        if "real" in gains
+    }
+    if not {OURS, TEACHER} <= means.keys() or means[TEACHER] <= 0:
+        return None
+    return means[OURS] / means[TEACHER]
+
+
+def _sentence(each: dict[str, Any]) -> str:
+    text = f"{_interval(each)}; users: {each['won']} won, {each['lost']} lost, {each['tied']} alike"
+    text += f" (sign test p = {each['sign_p']:.2g})"
+    if each["low"] is None:
+        return f"{text}; too few users for an interval."
+    if each["low"] > 0:
+        return f"{text}: a gain."
+    if each["high"] < 0:
+        return f"{text}: **a loss**."
+    return f"{text}: not told from nothing; {each['detectable']:.3f} would have been."
+
+
+def by_items(found: dict[str, Any], over: str) -> dict[int, Any]:
+    """The gain of the product's arm by the number of items, to the next lower power of two."""
+    metric = found["main"]
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for user in sorted(found["users"], key=lambda each: each["items"]):
+        groups.setdefault(1 << (user["items"].bit_length() - 1), []).append(user["values"])
+    return {
+        items: gain(
+            [values[OURS][metric] for values in group],
+            [values[over][metric] for values in group],
+            metric in found["lower_is_better"],
+        )
+        for items, group in groups.items()
+    }
+
+
+def _by_items(found: dict[str, Any]) -> str:
+    overs = plottable(found)
+    if not overs:
+        return ""
+    groups = {over: by_items(found, over) for over in overs}
+    head = ["items", "users", *(f"{OURS} over {over}" for over in overs)]
+    rows = [head, ["---"] * len(head)]
+    for items, first in groups[overs[0]].items():
+        gains = [_interval(vars(groups[over][items])) for over in overs]
+        rows.append([f"{items} to {2 * items - 1}", str(first.users), *gains])
+    return _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _interval(each: dict[str, Any]) -> str:
+    if each["low"] is None:
+        return f"{each['mean']:+.3f}"
+    return f"{each['mean']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})"
+
+
+def _shown(value: float | None, factor: float, unit: str) -> str:
+    if value is None:
+        return ""
+    scaled = value * factor
+    return f"{scaled:,.0f}{unit}" if scaled >= 10 or scaled == 0 else f"{scaled:.2g}{unit}"
+
+
+def plottable(found: dict[str, Any]) -> list[str]:
+    """The arms over which the product's arm can be shown."""
+    arms = found["arms"]
+    return [name for name in _HELD_AGAINST if name in arms and OURS in arms]

@@ -1,0 +1,162 @@
+"""What can be reached in the pocket world, by readers that are no models.
+
+    python -m cloud.pocket.ceilings [--users 20] [--task LaMP_4]
+
+All know the world's rules and the facts behind each question. The *oracle* knows the user's traits
+too, so that only noise is left. The *stranger* answers as is nearest to most users. *Another* takes
+the user for another one. The *reader* knows the user's first items and looks for the traits that
+explain these best. Out: mean scores over held-out questions, as Markdown.
+"""
+
+import argparse
+import dataclasses
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from cloud.likeness import Words, rouge_l, words
+from cloud.metrics import item_scores, score_name
+from cloud.pocket.world import (
+    QUESTIONS,
+    SPLITS,
+    TRAIN_USERS,
+    WORLDS,
+    Drawn,
+    User,
+    asked_world,
+    draw,
+    sample_user,
+)
+from cloud.tasks import TASKS, Kind
+
+READ = (4, 16, 64)
+CROWD = 48
+"""Users whose traits the stranger and the reader think of."""
+ROUNDS = 2
+SEVERAL = ("adjectives", "blends", "verbs", "within", "words")
+"""Traits that are several independent ones in one tuple."""
+Answer = Callable[[Any], str]
+
+
+def score(user: User, answer: Answer) -> float:
+    """Mean score of what `answer` makes of the facts of the user's held-out questions."""
+    questions = list(itertools.islice(draw(user, "questions"), QUESTIONS))
+    said = [answer(question.facts) for question in questions]
+    each = item_scores(TASKS[user.task], said, [question.output for question in questions])
+    return sum(each) / len(each)
+
+
+def oracle(user: User) -> Answer:
+    """The answers of one who knows the traits of `user`."""
+    return lambda facts: asked_world(user.task).ideal(facts, user.traits)
+
+
+def stranger(task: str) -> Answer:
+    """The answers that are nearest to those of a crowd of users, on average."""
+    kind = TASKS[task].answer_kind
+
+    def answer(facts: Any) -> str:
+        said = Counter(asked_world(task).ideal(facts, traits) for traits in _crowd(task))
+        near = {one: sum(_near(kind, one, other) * said[other] for other in said) for one in said}
+        return max(near, key=near.__getitem__)
+
+    return answer
+
+
+def reader(user: User, count: int) -> Answer:
+    """The answers under the traits that explain the user's first `count` items best.
+
+    The search begins at the likeliest of a crowd of users, and then takes over single traits of
+    others while that explains more.
+    """
+    items = list(itertools.islice(draw(user), count))
+    best = max(_crowd(user.task), key=lambda traits: _explained(user.task, traits, items))
+    most = _explained(user.task, best, items)
+    for change in itertools.chain.from_iterable([*_changes(user.task)] for _ in range(ROUNDS)):
+        changed = change(best)
+        explained = _explained(user.task, changed, items)
+        if explained > most + 1e-9:
+            best, most = changed, explained
+    return lambda facts: asked_world(user.task).ideal(facts, best)
+
+
+def _explained(task: str, traits: Any, items: Sequence[Drawn]) -> float:
+    """How near the items are to what a user with these traits would have made, in sum."""
+    kind = TASKS[task].kind
+    return sum(_near(kind, WORLDS[task].ideal(item.facts, traits), item.output) for item in items)
+
+
+def _near(kind: Kind, one: str, other: str) -> float:
+    """The task's own score, with a quicker ROUGE-L."""
+    if kind == "rating":
+        return -abs(float(one) - float(other))
+    return float(one == other) if kind == "classification" else rouge_l(_words(one), _words(other))
+
+
+@functools.lru_cache(maxsize=100_000)
+def _words(text: str) -> Words:
+    return words(text)
+
+
+@functools.cache
+def _crowd(task: str) -> list[Any]:
+    return [sample_user(task, number).traits for number in TRAIN_USERS[:CROWD]]
+
+
+def _changes(task: str) -> Iterator[Callable[[Any], Any]]:
+    """Every way to take over one trait of one of the crowd."""
+    crowd = _crowd(task)
+    for field in dataclasses.fields(crowd[0]):
+        values = list(dict.fromkeys(getattr(traits, field.name) for traits in crowd))
+        if field.name in SEVERAL:
+            for place, column in enumerate(zip(*values, strict=True)):
+                for value in dict.fromkeys(column):
+                    yield functools.partial(_with_one, name=field.name, place=place, value=value)
+        else:
+            for value in values:
+                yield functools.partial(dataclasses.replace, **{field.name: value})
+
+
+def _with_one(traits: Any, name: str, place: int, value: Any) -> Any:
+    several = list(getattr(traits, name))
+    several[place] = value
+    return dataclasses.replace(traits, **{name: tuple(several)})
+
+
+def row(task: str, users: Sequence[User]) -> dict[str, float]:
+    """Mean scores over users: the stranger, another user, the reader by items, the oracle."""
+    another = {one.id: other for one, other in zip(users, [*users[1:], users[0]], strict=True)}
+    readers: dict[str, Callable[[User], Answer]] = {
+        "stranger": lambda user: stranger(user.task),
+        "another": lambda user: oracle(another[user.id]),
+        **{f"reader, {count} items": functools.partial(reader, count=count) for count in READ},
+        "oracle": oracle,
+    }
+    return {
+        name: sum(score(user, of(user)) for user in users) / len(users)
+        for name, of in readers.items()
+    }
+
+
+def main() -> None:
+    """Print a line of a Markdown table for each task."""
+    parser = argparse.ArgumentParser(description="What can be reached in the pocket world.")
+    parser.add_argument("--split", choices=("dev", "train"), default="dev")
+    parser.add_argument("--users", type=int, default=len(SPLITS["dev"]))
+    parser.add_argument("--task", choices=tuple(WORLDS), action="append")
+    options = parser.parse_args()
+    for task in options.task or WORLDS:
+        users = [sample_user(task, number) for number in SPLITS[options.split][: options.users]]
+        found = row(task, users)
+        if task == next(iter(options.task or WORLDS)):
+            click.echo(f"| task | score | {' | '.join(found)} |\n|{'---|' * (len(found) + 2)}")
+        figures = " | ".join(f"{value:.3f}" for value in found.values())
+        click.echo(f"| {task} | {score_name(TASKS[task])} | {figures} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""Evaluations with a tiny real base, real training, and a teacher behind a real server."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloud.augment import AugmentConfig
+from cloud.evaluation.arms import ARMS
+from cloud.evaluation.evaluate import evaluate
+from cloud.evaluation.inputs import derangement
+from cloud.evaluation.plots import draw
+from cloud.evaluation.report import markdown
+from cloud.profiles import read_rows
+from protos.artifacts import Artifact, open_artifact, read_json
+from protos.errors import InputError
+from tests.cloud.evaluation.conftest import arms, headlines, lamp_files
+
+SOUND = [
+    ("A farmer sold nine pigs at dawn today.", "pigs sell at dawn"),
+    ("Rain kept all ships inside for a week.", "ships stay for rain"),
+    ("Two bakers won the big prize of bread.", "bakers win for bread"),
+]
+ASKED = "This person is now asked: "
+
+
+def many(*users: str) -> dict[str, Any]:
+    return {user: headlines(user) for user in users}
+
+
+def line(text: str, output: str) -> str:
+    return json.dumps({"input": text, "output": output})
+
+
+def teach(message: str, number: int) -> str:
+    """A held-out question, then what is too short, then three sound items; and true answers."""
+    if ASKED in message:
+        user, place = re.findall(r"Zebra (\w+) ran over field number (\d)", message)[-1]
+        return f"Secret {user} zebra {place}"
+    user = re.findall(r"of (\w+) opened", message)[0]
+    leak = line(f"Zebra {user} ran over field number 0 at night.", "zebra runs at night")
+    return "\n".join([leak, line("Short.", "s"), *(line(*pair) for pair in SOUND)])
+
+
+def written(folder: Path) -> str:
+    """All that any adapter trains on or is chosen by."""
+    found = [*folder.rglob("train.jsonl"), *folder.rglob("valid.jsonl")]
+    assert found
+    return "".join(path.read_text() for path in found)
+
+
+def results(made: Artifact) -> Any:
+    return read_json(made.file("evaluation.json"))
+
+
+def ages(folder: Path) -> dict[str, int]:
+    """When each adapter under `folder` was made."""
+    found = folder.rglob("adapter_model.safetensors")
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.slow
+def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    chat.say = teach
+    folder = lamp_files(
+        tmp_path / "lamp", "LaMP_4", {u: headlines(u) for u in ("ann", "bob", "eve")}
+    )
+    more = lamp_files(tmp_path / "more", "LaMP_4", {u: headlines(u) for u in ("ann", "kim", "lee")})
+    out, people = tmp_path / "out", imported(folder)
+    given = means(chat.spec, others=imported(more, tmp_path / "others"))
+    every = arms(",".join(ARMS), ratios="0,0.34,1")
+    made = evaluate(people, given, out, every)
+
+    found = results(made)
+    wanted = [*ARMS, "ratio-0", "ratio-0.34", "ratio-1"]
+    assert list(found["arms"]) == wanted
+    golds = read_json(folder / "dev_outputs.json")["golds"]
+    for arm in wanted:
+        said = read_json(made.file(f"predictions/{arm}.json"))
+        assert said["task"] == "LaMP_4"
+        assert [each["id"] for each in said["golds"]] == [each["id"] for each in golds]
+    for user in found["users"]:
+        assert (user["items"], user["trained_on"], user["questions"]) == (4, 3, 2)
+        assert list(user["values"]) == wanted
+        assert user["other"] in {"ann", "bob", "eve"} - {user["user"]}
+    assert found["arms"]["teacher"]["pooled"] == {"rouge-1": 1.0, "rouge-L": 1.0}
+    assert read_json(made.file("predictions/teacher.json"))["golds"] == golds
+
+    # the held-out questions and answers: the teacher is asked the questions, and that is all
+    assert "Zebra" not in written(out)
+    assert "Secret" not in written(out)
+    taught = [message for message in chat.asked if ASKED not in message]
+    assert len(taught) == 3, "one request a user feeds all arms and ratios"
+    assert not any("Zebra" in message for message in taught)
+    assert not any("Secret" in message for message in chat.asked)
+
+    # what each adapter learned from
+    def learned(data: str) -> list[tuple[str, str]]:
+        rows = read_rows(out / "users" / "bob" / data / "train.jsonl")
+        return [(row["origin"], row["output"]) for row in rows]
+
+    real = [("real", f"{place} opens for bob") for place in ("zoo", "mill", "castle")]
+    sound = [("synthetic", output) for _, output in SOUND]
+    assert learned("real") == real
+    assert learned("augmented-1") == real + sound
+    assert learned("synthetic") == sound
+    assert learned("mixed-unfiltered") == [*real, ("synthetic", "s"), *sound[:2]]
+    assert learned("ratio-1") == real + sound
+    assert len(learned("ratio-0.34")) == 4
+    shared = read_rows(out / "task" / "dataset" / "train.jsonl")
+    assert {row["source"]["user"] for row in shared} == {"kim", "lee"}, "ann is evaluated"
+
+    # it can be read and looked at
+    page = markdown(made)
+    assert "# LaMP_4: 3 users, 6 questions" in page
+    assert "- mixed over other: " in page
+    drawn = draw(made, tmp_path / "plots")
+    assert sorted({path.stem for path in drawn}) == [
+        "gain-by-items", "gain-by-ratio", "gain-per-user",
+    ]  # fmt: skip
+    assert all(path.stat().st_size > 5000 for path in drawn)
+
+    # nothing is made twice
+    calls, before = len(chat.bodies), ages(out)
+    assert evaluate(people, given, out, every).id == made.id
+    fewer = evaluate(people, given, out, arms("base,real,mixed,other"))
+    assert len(chat.bodies) == calls
+    assert ages(out) == before
+    assert results(fewer)["arms"]["other"] == found["arms"]["other"]
+
+    # another augmentation leaves alone what no teacher had a part in
+    hotter = replace(given, augmenting=replace(given.augmenting, temperature=0.5))
+    evaluate(people, hotter, out, arms("base,real,mixed"))
+    changed = {name for name, age in ages(out).items() if before[name] != age}
+    assert {name.split("/")[3] for name in changed} == {"mixed"}
+
+    # a user who has changed changes what is made of this user
+    evaluate(people, given, out, every)
+    before = ages(out)
+    chat.bodies.clear()
+    users = {"ann": headlines("ann", 5), "bob": headlines("bob"), "eve": headlines("eve")}
+    lamp_files(folder, "LaMP_4", users)
+    evaluate(imported(folder), given, out, every)
+    assert chat.asked
+    assert all("ann" in message for message in chat.asked)
+    changed = {name for name, age in ages(out).items() if before[name] != age}
+    assert changed == {name for name in before if name.startswith("users/ann/")}
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_nobody_is_their_own_other(count: int) -> None:
+    names = [str(number) for number in range(count)]
+    for seed in range(20):
+        partners = derangement(names, seed)
+        assert all(name != other for name, other in partners.items())
+        assert sorted(partners.values()) == sorted(names)
+        assert derangement(names, seed) == partners
+    assert len({tuple(derangement(names, seed).items()) for seed in range(20)}) > 1 or count == 2
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from cloud.evaluation.evaluate import evaluate
+    from cloud.evaluation.inputs import Means
+    from cloud.teachers import open_teacher
+    from protos.artifacts import open_artifact
+    from protos.base_model import open_base
+    from tests.cloud.evaluation.conftest import AUGMENTING, TRAINING, arms
+    base, teacher, out, last = sys.argv[1:]
+    def progress(message, fraction):
+        if message.startswith(last):
+            os.kill(os.getpid(), signal.SIGKILL)
+    people = [open_artifact(Path(out) / "users" / u / "profile") for u in ("ann", "bob")]
+    means = Means(open_base(base), open_teacher(teacher, 1), AUGMENTING, TRAINING)
+    evaluate(people, means, Path(out), arms("base,real,mixed,teacher,other"), {}, progress)
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_augments_trains_and_answers_it_ends_the_same(
+    tmp_path: Path, tiny_base: Path, chat, means, imported
+) -> None:
+    chat.say = teach
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob"))
+    whole = evaluate(
+        imported(folder, tmp_path / "whole"), means(chat.spec), tmp_path / "whole",
+        arms("base,real,mixed,teacher,other"),
+    )  # fmt: skip
+    asked = sorted(chat.asked)
+    chat.bodies.clear()
+    out = tmp_path / "out"
+    people = imported(folder, out)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    for last in ("bob: data of mixed", "4 users", "teacher: answers of bob"):
+        arguments = [str(tiny_base), chat.spec, str(out), last]
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(KILLED), *arguments], env=environment,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (out / "evaluation").exists()
+    made = evaluate(people, means(chat.spec), out, arms("base,real,mixed,teacher,other"))
+    assert made.id == whole.id
+    assert results(made) == results(whole)
+    assert sorted(chat.asked) == asked, "nothing was asked twice"
+
+
+def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    chat.say = lambda message, number: (
+        "I cannot." if "of ann" in message else teach(message, number)
+    )
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob"))
+    people, given = imported(folder), means(chat.spec)
+    evaluate(people, given, tmp_path / "out", arms("base,real,mixed,synthetic"))
+    seeds = [body["seed"] for body in chat.bodies if "of ann" in body["messages"][-1]["content"]]
+    assert len(seeds) == len(set(seeds)) > 1, "each request once, for all arms"
+    evaluate(people, given, tmp_path / "out", arms("base,mixed,mixed-unfiltered"))
+    assert len(chat.bodies) == len(seeds) + 1, "ann's are not asked for again, bob's was one"
+    made = evaluate(people, given, tmp_path / "out", arms("base,real,mixed,synthetic"))
+    ann, bob = results(made)["users"]
+    assert ann["fell_back"] == ["mixed", "synthetic"]
+    assert bob["fell_back"] == []
+    said = {
+        arm: read_json(made.file(f"predictions/{arm}.json"))["golds"][:2] for arm in ann["values"]
+    }
+    assert said["mixed"] == said["real"]
+    assert said["synthetic"] == said["base"]
+    assert "Nothing that the teacher wrote passed for 1 of them (ann)" in markdown(made)
+
+
+def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
+    tmp_path: Path, means, imported
+) -> None:
+    profile = [
+        {"id": str(n), "text": f"Review {n} of a thing.", "score": "5", "date": f"2020-01-0{n + 1}"}
+        for n in range(3)
+    ]
+    asked = [("What is the score of the following review on a scale of 1 to 5? just answer with 1, "
+              f"2, 3, 4, or 5 without further explanation. review: Fine {n}.", "5")
+             for n in range(2)]  # fmt: skip
+    folder = lamp_files(tmp_path / "lamp", "LaMP_3", {"ann": (profile, asked)})
+    made = evaluate(imported(folder), means(), tmp_path / "out", arms("base,real"))
+    found = results(made)
+    gain = found["gains"]["mae"]["real"]["base"]
+    values = found["users"][0]["values"]
+    assert gain["mean"] == pytest.approx(values["base"]["mae"] - values["real"]["mae"])
+    assert (gain["low"], gain["detectable"]) == (None, None)
+    assert "MAE" in markdown(made)
+    assert draw(made, tmp_path / "plots") == [], "nothing that is drawn was compared"
+
+
+@pytest.mark.parametrize(
+    ("config", "users", "says"),
+    [
+        ({"names": "base,other"}, ("ann",), r"one user only \(ann\), so there is no other"),
+        ({"names": "base,task"}, ("ann", "bob"), "nobody with this task besides those evaluated"),
+        ({"names": "base"}, ("ann", "ann"), "user 'ann' is there twice"),
+        ({"names": "base"}, (), "nobody to evaluate"),
+    ],
+)
+def test_what_an_arm_lacks_is_said_before_anything_is_made(
+    tmp_path: Path, means, imported, config: dict[str, str], users: tuple[str, ...], says: str
+) -> None:
+    people = [
+        imported(lamp_files(tmp_path / user, "LaMP_4", {user: headlines(user)}))[0]
+        for user in users
+    ]
+    with pytest.raises(InputError, match=says):
+        evaluate(people, means(), tmp_path / "made", arms(**config))
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_teacher_elsewhere_needs_every_users_consent(tmp_path: Path, means, imported) -> None:
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob"))
+    far = means("openai:https://example.com/v1#m")
+    with pytest.raises(InputError, match="consent does not allow a third-party teacher"):
+        evaluate(imported(folder), far, tmp_path / "made", arms("base,teacher"))
+    made = evaluate(imported(folder), far, tmp_path / "made", arms("base"))
+    assert open_artifact(made.path, "Evaluation").manifest.measured["users"] == 2
+
+
+def test_what_leaves_for_the_teacher_in_context_is_scrubbed(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    pytest.importorskip("presidio_analyzer")
+    profile, asked = headlines("ann")
+    asked = [(f"{query} Write to ann@example.org.", gold) for query, gold in asked]
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": (profile, asked)})
+    chat.say = lambda message, number: "Mail to <EMAIL_ADDRESS_1>"
+    given = means(chat.spec, augmenting=replace(AugmentConfig(), scrub="auto"))
+    made = evaluate(imported(folder), given, tmp_path / "out", arms("teacher"))
+    assert not any("ann@example.org" in message for message in chat.asked)
+    assert "<EMAIL_ADDRESS_1>" in chat.asked[0]
+    said = read_json(made.file("predictions/teacher.json"))["golds"]
+    assert {each["output"] for each in said} == {"Mail to ann@example.org"}
