@@ -29,7 +29,7 @@ from export.reference import Recorder, continuations, forward_of
 from protos.artifacts import tool_versions
 from protos.base_model import BaseModel, load_model
 from protos.errors import UnsupportedError
-from protos.golden import Golden, GoldenPrompt, NoiseFloor, Rung
+from protos.golden import Floats, Golden, GoldenPrompt, NoiseFloor, Rung
 from protos.progress import Progress, silent
 
 SEED = 0
@@ -63,18 +63,17 @@ class GoldenMaker:
 
     def continued(
         self, model: nn.Module, *, logits: bool
-    ) -> tuple[list[GoldenPrompt], list[torch.Tensor]]:
-        """The prompts with what a float model goes on with, and its logits on the way if they are
-        asked for: for each prompt [rows, V].
+    ) -> tuple[list[GoldenPrompt], list[torch.Tensor], Floats]:
+        """The prompts with what a float model goes on with, and what it says on the way: its logits
+        for each prompt, [rows, V], if they are asked for, and its layers as in `Rung`.
         """
-        found = continuations(
-            model, [p.ids for p in self.prompts], CONTINUATION, self.vocab_size, logits=logits
-        )
+        ids = [prompt.ids for prompt in self.prompts]
+        found, layers = continuations(model, ids, CONTINUATION, self.vocab_size, logits=logits)
         prompts = [
             dataclasses.replace(prompt, continuation=continued.ids)
             for prompt, continued in zip(self.prompts, found, strict=True)
         ]
-        return prompts, [continued.logits for continued in found]
+        return prompts, [continued.logits for continued in found], layers
 
     @property
     def vocab_size(self) -> int:
@@ -107,7 +106,7 @@ def base_golden(make: GoldenMaker) -> Golden:
     """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
     model = make.load()
     make.progress("the base's answers", 0.0)
-    prompts, _ = make.continued(model, logits=False)
+    prompts, _, _ = make.continued(model, logits=False)
     recorder = make.recorder(prompts)
     (plain,) = recorder.record_float([forward_of(model)], model)
     make.progress("the quantized base's answers", 0.5)
@@ -167,17 +166,16 @@ def _float_rungs(
     """
     make.progress("the merged model's answers", 0.0)
     with _merged(tuned, adapter):
-        prompts, merged_logits = make.continued(tuned, logits=True)
-        recorder = make.recorder(prompts)
-        merged_layers = recorder.record_layers(tuned)
+        prompts, logits, layers = make.continued(tuned, logits=True)
 
     def without(ids: torch.Tensor) -> torch.Tensor:
         with tuned.disable_adapter():
             return forward_of(tuned)(ids)
 
     make.progress("PEFT's answers", 0.3)
+    recorder = make.recorder(prompts)
     off, on = recorder.record_float([without, forward_of(tuned)], tuned)
-    merged = dataclasses.replace(recorder.keep(merged_logits), layers=merged_layers)
+    merged = dataclasses.replace(recorder.keep(logits), layers=layers)
     _check_merge(on, merged)
     # Without the adapter the merged model is the base itself: the same answers, not run again.
     return (

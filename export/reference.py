@@ -44,6 +44,17 @@ class Group:
     real: torch.Tensor
     rows: torch.Tensor
 
+    @property
+    def positions(self) -> torch.Tensor:
+        """[N, L]: where in its sequence each token stands, -1 on padding."""
+        return torch.where(self.real, torch.arange(self.real.shape[1]), -1)
+
+
+def whole_rows(lengths: Sequence[int]) -> Ints:
+    """The rows of sequences so long, one after the other, that a golden keeps whole."""
+    rows = sum(lengths)
+    return np.unique(np.linspace(0, rows - 1, _FULL_ROWS).astype(np.int32))
+
 
 def grouped(
     sequences: Sequence[Sequence[int]], vocab_size: int, spread: tuple[float, int] = _ALIKE
@@ -100,15 +111,17 @@ def continuations(
     vocab_size: int,
     *,
     logits: bool = True,
-) -> list[Continued]:
+) -> tuple[list[Continued], Floats]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it.
 
-    logits: keep them as well, which takes a gigabyte for a vocabulary of 150,000.
+    Also, as in `Rung`, what each layer gives at the whole rows of prompts and continuations.
+    logits: keep them, which takes a gigabyte for a vocabulary of 150,000.
     """
     found: dict[int, Continued] = {}
+    layers = _Layers(model, [len(prompt) + steps for prompt in prompts])
     for group in grouped(prompts, vocab_size, _spread(model, max(map(len, prompts)) + steps)):
-        found.update(zip(group.members, _greedy(model, group, steps, logits), strict=True))
-    return [found[index] for index in range(len(prompts))]
+        found.update(zip(group.members, _greedy(model, group, steps, layers, logits), strict=True))
+    return [found[index] for index in range(len(prompts))], layers.kept
 
 
 def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
@@ -118,23 +131,28 @@ def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
     return _OF_ONE_LENGTH if narrow else _ALIKE_TO_DECODE
 
 
-def _greedy(model: nn.Module, group: Group, steps: int, logits: bool) -> list[Continued]:
+def _greedy(
+    model: nn.Module, group: Group, steps: int, layers: _Layers, logits: bool
+) -> list[Continued]:
     """With the cache: new ids stand behind the padding, which the mask hides."""
     lengths = group.real.sum(1)
     mask = group.real.long()
-    output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
+    with layers.kept_at(group.members, group.positions):
+        output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
     read = output.logits
     last, said, tokens = read[torch.arange(len(lengths)), lengths - 1], [read[:, :0]], []
     for step in range(steps):
         tokens.append(last.argmax(-1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        output = model(
-            input_ids=tokens[-1][:, None],
-            attention_mask=mask,
-            position_ids=(lengths + step)[:, None],
-            past_key_values=output.past_key_values,
-            use_cache=True,
-        )
+        positions = (lengths + step)[:, None]
+        with layers.kept_at(group.members, positions):
+            output = model(
+                input_ids=tokens[-1][:, None],
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=output.past_key_values,
+                use_cache=True,
+            )
         last = output.logits[:, -1]
         if logits:
             said.append(output.logits)
@@ -155,8 +173,9 @@ class Recorder:
     def __init__(self, sequences: Sequence[Sequence[int]], vocab_size: int) -> None:
         self.groups = grouped(sequences, vocab_size)
         self.vocab_size = vocab_size
-        self.rows = sum(len(sequence) for sequence in sequences)
-        self.full_rows = np.unique(np.linspace(0, self.rows - 1, _FULL_ROWS).astype(np.int32))
+        self.lengths = [len(sequence) for sequence in sequences]
+        self.rows = sum(self.lengths)
+        self.full_rows = whole_rows(self.lengths)
         self.ids: Ints = np.zeros((self.rows, min(TOP, vocab_size)), np.int32)
 
     @torch.inference_mode()
@@ -166,11 +185,11 @@ class Recorder:
         whose layers are recorded for the last of them.
         """
         rungs = [self._empty() for _ in references]
-        layers = _Layers(model)
-        rungs[-1] = dataclasses.replace(rungs[-1], layers=layers.empty(len(self.full_rows)))
+        layers = _Layers(model, self.lengths)
+        rungs[-1] = dataclasses.replace(rungs[-1], layers=layers.kept)
         for group in self.groups:
             logits = [self._rows(forward, group) for forward in references[:-1]]
-            with layers.into(rungs[-1].layers, *self._whole(group)):
+            with layers.kept_at(group.members, group.positions):
                 logits.append(self._rows(references[-1], group))
             highest = torch.stack(logits).amax(0).topk(self.ids.shape[1]).indices
             self.ids[group.rows.numpy()] = highest.numpy()
@@ -194,31 +213,14 @@ class Recorder:
         return rung
 
     @torch.inference_mode()
-    def record_layers(self, model: nn.Module) -> Floats:
-        """What each layer gives at the whole rows, as in `Rung`; only the sequences with such rows
-        are run, each no further than it must be.
-        """
-        layers = _Layers(model)
-        out = layers.empty(len(self.full_rows))
-        for group in self.groups:
-            places, order = self._whole(group)
-            if not len(order):
-                continue
-            members, among = places[:, 0].unique(return_inverse=True)
-            ids = group.ids[members, : int(places[:, 1].max()) + 1]
-            with layers.into(out, torch.stack([among, places[:, 1]], dim=1), order):
-                forward_of(model)(ids)
-        return out
-
-    @torch.inference_mode()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
-        layers = _Layers(model)
-        rung = dataclasses.replace(self._empty(), layers=layers.empty(len(self.full_rows)))
+        layers = _Layers(model, self.lengths)
+        rung = dataclasses.replace(self._empty(), layers=layers.kept)
         noisy, divergence, largest = self._empty(), np.zeros(self.rows), 0.0
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
-            with layers.into(rung.layers, *self._whole(group)):
+            with layers.kept_at(group.members, group.positions):
                 clean = self._rows(forward_of(model), group)
             changed = self._rows(_perturbed(model, generator), group)
             self._keep(rung, group, clean)
@@ -251,18 +253,9 @@ class Recorder:
         rung.logits[rows] = logits.gather(1, kept).numpy()
         rung.logsumexp[rows] = logits.logsumexp(1).numpy()
         rung.argmax[rows] = logits.argmax(1).numpy()
-        places, order = self._places(rows)
-        rung.full[order] = cast("Floats", logits[torch.from_numpy(places)].numpy())
-
-    def _places(self, rows: Any) -> tuple[Any, Any]:
-        """Where in `rows` the whole rows are, and which of the whole rows those are."""
         places = np.flatnonzero(np.isin(rows, self.full_rows))
-        return places, np.searchsorted(self.full_rows, rows[places])
-
-    def _whole(self, group: Group) -> tuple[torch.Tensor, Any]:
-        """The same as (sequence, position) in the group's [N, L], [whole rows of it, 2]."""
-        places, order = self._places(group.rows.numpy())
-        return group.real.nonzero()[torch.from_numpy(places)], order
+        order = np.searchsorted(self.full_rows, rows[places])
+        rung.full[order] = cast("Floats", logits[torch.from_numpy(places)].numpy())
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -273,25 +266,36 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 class _Layers:
-    """What each decoder layer gives to the next, taken from forwards that run anyway."""
+    """What each decoder layer gives to the next, taken from forwards that run anyway.
 
-    def __init__(self, model: nn.Module) -> None:
+    kept: [layers, whole rows, hidden], filled as the forwards run.
+    """
+
+    def __init__(self, model: nn.Module, lengths: Sequence[int]) -> None:
+        rows = whole_rows(lengths)
+        places = [(sequence, t) for sequence, n in enumerate(lengths) for t in range(n)]
+        self._places = [places[row] for row in rows]
         self._layers = decoder_layers(model)
-        self._hidden = int(cast("Any", model).config.hidden_size)
-
-    def empty(self, rows: int) -> Floats:
-        return np.zeros((len(self._layers), rows, self._hidden), np.float32)
+        hidden = int(cast("Any", model).config.hidden_size)
+        self.kept: Floats = np.zeros((len(self._layers), len(rows), hidden), np.float32)
 
     @contextlib.contextmanager
-    def into(self, out: Floats, places: torch.Tensor, order: Any) -> Generator[None]:
-        """Inside the `with`, keep the outputs at `places` as the rows `order` of `out`."""
+    def kept_at(self, members: Sequence[int], positions: torch.Tensor) -> Generator[None]:
+        """Inside the `with`, one forward runs over these sequences' tokens at positions [N, L]."""
+        held = [
+            (row, members.index(sequence), int(column))
+            for row, (sequence, position) in enumerate(self._places)
+            if sequence in members
+            for column in (positions[members.index(sequence)] == position).nonzero()
+        ]
 
         def keep(number: int, _: nn.Module, __: object, output: Any) -> None:
             hidden = output if isinstance(output, torch.Tensor) else output[0]
-            out[number, order] = hidden[places[:, 0], places[:, 1]].float().numpy()
+            for row, member, column in held:
+                self.kept[number, row] = hidden[member, column].float().numpy()
 
         with contextlib.ExitStack() as hooks:
-            for number, layer in enumerate(self._layers if len(order) else ()):
+            for number, layer in enumerate(self._layers if held else ()):
                 hooks.enter_context(_hooked(layer, functools.partial(keep, number)))
             yield
 

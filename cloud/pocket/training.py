@@ -5,6 +5,8 @@ Matrices are trained with Muon, everything else with AdamW; bf16 autocast, on a 
 count little, outputs fully.
 """
 
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LOG_EVERY, SAVE_EVERY = 25, 50
+_COMPILED_FROM = 200
+"""Steps that repay a minute of compilation: compiled ones take 0.7 of the time."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ def train(
     optimizers = _optimizers(model, heads, schedule)
     step, loss = _resume(checkpoint, modules, optimizers)
     model.train()
+    decoder = _compiled(model.model, device, schedule.steps - step)
     start, seen, speed = time.monotonic(), 0, 0.0
     while step < schedule.steps and not pause(step):
         batch = _on(device, batch_of(step))
         _set_rates(optimizers, schedule, step)
-        now, trait_loss = _losses(model, heads, batch)
+        now, trait_loss = _losses(decoder, model.lm_head, heads, batch)
         (now + schedule.trait_weight * trait_loss).backward()
         _update(optimizers, model)
         loss = now.item() if step == 0 else 0.95 * loss + 0.05 * now.item()
@@ -174,13 +179,23 @@ def _resume(
     return int(metadata["step"]), float(metadata["loss"])
 
 
-def _losses(model: Any, heads: TraitHeads | None, batch: Batch) -> tuple[Tensor, Tensor]:
+def _compiled(decoder: Any, device: torch.device, steps: int) -> Any:
+    """The same, compiled where that pays and a C++ compiler is there."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if device.type != "cpu" or compiler is None or steps < _COMPILED_FROM:
+        return decoder
+    return torch.compile(decoder, dynamic=True)
+
+
+def _losses(
+    decoder: Any, head: Any, heads: TraitHeads | None, batch: Batch
+) -> tuple[Tensor, Tensor]:
     """(weighted next-token loss, loss of the trait heads or 0)."""
     with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
-        states = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state
+        states = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         weights = batch.weights[:, 1:].flatten()
         kept = weights.nonzero().squeeze(1)
-        logits = model.lm_head(states[:, :-1].flatten(0, 1)[kept])
+        logits = head(states[:, :-1].flatten(0, 1)[kept])
         targets = batch.ids[:, 1:].flatten()[kept]
         each = functional.cross_entropy(logits.float(), targets, reduction="none")
         loss = (each * weights[kept]).sum() / weights.sum()

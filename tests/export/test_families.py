@@ -12,7 +12,7 @@ import torch
 from export.adapter import export_adapter
 from export.base import export_base
 from export.families import ARCHITECTURES
-from export.reference import continuations
+from export.reference import continuations, whole_rows
 from protos.artifacts import Artifact
 
 IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140, 71, 3]
@@ -100,13 +100,19 @@ def test_continuations_past_a_window_are_those_of_each_prompt_alone(name, tiny_b
     base = make_model(tmp_path / family, tiny_base, family, options)
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     prompts = [IDS[:4], IDS[:9], IDS[3:17], IDS]
-    for prompt, found in zip(
-        prompts, continuations(model, prompts, 8, model.config.vocab_size), strict=True
-    ):
+    all_found, kept = continuations(model, prompts, 8, model.config.vocab_size)
+    inputs = []  # of the second layer, at every row
+    for prompt, found in zip(prompts, all_found, strict=True):
         with torch.no_grad():
-            alone = model(torch.tensor([[*prompt, *found.ids]]), use_cache=False).logits[0]
-        assert found.ids == alone[len(prompt) - 1 : -1].argmax(-1).tolist()
-        assert (found.logits - alone).abs().max() <= 1e-4
+            ids = torch.tensor([[*prompt, *found.ids]])
+            alone = model(ids, use_cache=False, output_hidden_states=True)
+        inputs.append(alone.hidden_states[1][0])
+        said = alone.logits[0]
+        assert found.ids == said[len(prompt) - 1 : -1].argmax(-1).tolist()
+        assert (found.logits - said).abs().max() <= 1e-4
+    rows = whole_rows([len(prompt) + 8 for prompt in prompts])
+    assert len(rows) == kept.shape[1] == 8
+    assert (torch.from_numpy(kept[0]) - torch.cat(inputs)[rows]).abs().max() <= 1e-4
 
 
 def test_every_family_has_a_model_here():
