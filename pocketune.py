@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -174,6 +175,7 @@ def main() -> None:
     show_default=True,
     help="Train over the weights that the phone holds, or over the base's own.",
 )
+@click.option("--cache/--no-cache", default=True, show_default=True, help="See export base.")
 @cloud_cli.profile_options
 @cloud_cli.augment_options
 @cloud_cli.train_options
@@ -297,6 +299,7 @@ def personalize(
     base_bundle: Path | None,
     merged: bool,
     shipped: bool,
+    cache: bool,
     **given: Any,
 ) -> Result:
     """The main job, stage by stage; each stage is skipped if its result is there already."""
@@ -304,12 +307,14 @@ def personalize(
     from cloud.train import TrainConfig, train
     from export.adapter import export_adapter
     from export.base import export_base
+    from export.lowerings import default_cache
     from export.merged import export_merged
     from export.prompts import read_prompts
     from mobile_runtime.parity import parity
     from protos.base_model import open_base
 
     model, teachers = open_base(base), cloud_cli.open_teachers(threads, **given)
+    lowerings = default_cache() if cache else None
     augmenting = cloud_cli.pick(AugmentConfig, given)
     training = cloud_cli.pick(TrainConfig, given)
     profile = cloud_cli.import_profile(source, out / "profile", **given)
@@ -321,7 +326,7 @@ def personalize(
     with shown("export base") as progress:
         lowered = export_base(
             base, base_bundle or out / "base-bundle", recipe, rank=training.rank,
-            context_length=context_length, threads=threads, progress=progress,
+            context_length=context_length, threads=threads, cache=lowerings, progress=progress,
         )  # fmt: skip
     over = lowered if shipped else None
     with shown("train") as progress:
@@ -337,7 +342,8 @@ def personalize(
         with shown("export merged") as progress:
             whole = export_merged(
                 adapter.path, out / "merged-bundle", recipe, base=base, prompts=prompts,
-                context_length=context_length, threads=threads, progress=progress,
+                context_length=context_length, threads=threads, cache=lowerings,
+                progress=progress,
             )  # fmt: skip
     with shown("parity") as progress:
         _, verdict = parity(lowered.path, bundle.path, out / "parity", threads, progress)
@@ -386,6 +392,7 @@ def on_device(base: str, out: Path, rank: int, context: int, threads: int) -> De
     """
     from export.adapter import export_adapter
     from export.base import export_base
+    from export.lowerings import default_cache
     from mobile_runtime.engine import open_engine
     from mobile_runtime.generate import Sampling, complete
     from mobile_runtime.prompt import open_prompt
@@ -393,7 +400,7 @@ def on_device(base: str, out: Path, rank: int, context: int, threads: int) -> De
     def milliseconds(adapter: Artifact | None, queries: Sequence[str], room: int) -> float:
         lowered = export_base(
             base, out / "base-bundle", DEFAULT_RECIPE, rank=rank, context_length=context,
-            threads=threads,
+            threads=threads, cache=default_cache(),
         )  # fmt: skip
         bundle = None
         if adapter:
@@ -453,16 +460,21 @@ def _held_out_lines(held_out: HeldOut | None) -> list[tuple[str, str]]:
 def _phone_lines(result: Result) -> list[tuple[str, str]]:
     base, own = result.base_bundle.manifest.measured, result.adapter_bundle.manifest.measured
     rows = [
-        ("Phone", f"base, once: {base['wire_bytes'] / 1e6:.2f} MB, "
-                  f"lowered in {base['lowering_seconds']:.1f} s"),
+        ("Phone", f"base, once: {base['wire_bytes'] / 1e6:.2f} MB, {_lowered(base)}"),
         ("", f"adapter, per user: {own['wire_bytes'] / 1e6:.2f} MB, "
              f"written in {own['adapter_seconds']:.3f} s"),
     ]  # fmt: skip
     if result.merged_bundle:
         whole = result.merged_bundle.manifest.measured
-        rows.append(("", f"(merged it would be {whole['wire_bytes'] / 1e6:.2f} MB and "
-                         f"{whole['lowering_seconds']:.1f} s per user)"))  # fmt: skip
+        rows.append(("", f"(merged it would be {whole['wire_bytes'] / 1e6:.2f} MB per user, "
+                         f"{_lowered(whole)})"))  # fmt: skip
     return rows
+
+
+def _lowered(measured: Mapping[str, Any]) -> str:
+    seconds = f"{measured['lowering_seconds']:.1f} s"
+    copied = measured.get("lowering_cache") == "copied"
+    return f"copied from an earlier lowering in {seconds}" if copied else f"lowered in {seconds}"
 
 
 def _parity_lines(parity: ParityResult) -> list[tuple[str, str]]:
@@ -495,10 +507,11 @@ def service_export_base(
 ) -> None:  # fmt: skip
     """Lower a base model for the service."""
     from export.base import export_base
+    from export.lowerings import default_cache
 
     export_base(
         base, Path(out), recipe, rank=rank, context_length=context, threads=threads,
-        progress=progress,
+        cache=default_cache(), progress=progress,
     )  # fmt: skip
 
 

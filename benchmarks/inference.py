@@ -29,6 +29,8 @@ from benchmarks.turns import compared
 
 AIM = 3.0
 """How many times faster than Hugging Face eager 8da4w is to decode."""
+ADAPTER_AIM = round(1 / 1.1, 3)
+"""How fast decoding with an adapter is to be, against the same model with the adapter merged in."""
 _LIKE_FLOAT32, _LIKE_BFLOAT16, _LIKE_INT4, _EFFECT = 0.9999, 0.99, 0.98, 0.8
 """Least cosine of logits: to the same model in float32, in bfloat16, with int4 weights and
 activations rounded at run time; and of the adapter's effect to PEFT's on the same weights."""
@@ -292,6 +294,17 @@ def _rows(
                         f"{phase} {tokens}, {_threads(threads)}, {model}: {ours}", "tokens/s",
                         best, rates[ours], rates[best], less_is_better=False,
                         aim=AIM if aimed else None,
+                    )
+                )  # fmt: skip
+        for recipe in ("8da4w", "fp32"):
+            if f"{recipe} merged" in rates:
+                found.append(
+                    compared(
+                        f"{phase} {tokens}, {_threads(threads)}, {model}: what an adapter costs, "
+                        f"{recipe}", "tokens/s", f"{recipe} merged",
+                        rates[f"{recipe} base + adapter"], rates[f"{recipe} merged"],
+                        less_is_better=False,
+                        aim=ADAPTER_AIM if (phase, recipe) == ("decode", "8da4w") else None,
                     )
                 )  # fmt: skip
     return found

@@ -7,16 +7,18 @@ adapters must fit, tokenizer, prompt format and goldens. No adapter is in it.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from export.backend import Target, find_backend, summary
+from export.backend import Target, Written, find_backend, summary
 from export.families import check_family, choose_context
 from export.goldens import GoldenMaker, base_golden
 from export.libraries import load_libraries
+from export.lowerings import Inputs, LoweringCache, write_lowering
 from export.prompt_format import check_ids, prompt_format, write_prompt_format
 from export.prompts import golden_prompts
 from export.recipes import Recipe, find_recipe
@@ -49,9 +51,11 @@ def export_base(
     context_length: int | None = None,
     prompts: Sequence[str] = (),
     threads: int | None = None,
+    cache: LoweringCache | None = None,
     progress: Progress = silent,
 ) -> Artifact:
-    """Lower a base model. What is already at `out` from the same inputs is returned as it is.
+    """Lower a base model. What is already at `out` from the same inputs is returned as it is, and
+    what was lowered before is copied from the cache, if one is given.
 
     Raises:
         InputError, UnsupportedError: before anything is written; see `families` and `quantize`.
@@ -78,10 +82,16 @@ def export_base(
         target = write_texts(draft.path, model_files, chosen, context)
         make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
         write_golden(draft.path, base_golden(make))
+        gc.collect()  # models hold themselves in cycles; lowering needs the memory
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
         started = time.perf_counter()
-        seed = digest_json([parents, config])
-        written = find_backend(chosen).write_base(target, rank, seed, part(progress, 0.1, 1.0))
+        inputs = Inputs(KIND, parents, chosen, {"rank": rank, "context_length": context})
+        lowering = part(progress, 0.1, 1.0)
+
+        def write() -> Written:
+            return find_backend(chosen).write_base(target, rank, inputs.seed, lowering)
+
+        written = write_lowering(cache, inputs, draft.path, write, lowering)
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
         draft.measured |= summary(draft.path, written)
     return open_artifact(out, KIND)

@@ -49,6 +49,13 @@ _TRUST = click.option(
     "--trust-base", is_flag=True, help="Accept a plain PEFT directory, which cannot prove its base."
 )
 
+_CACHE = click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Copy what was lowered before on this machine, and keep what is lowered now.",
+)
+
 
 _THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads for PyTorch.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -70,6 +77,7 @@ def export() -> None:
 @_RECIPE
 @click.option("--rank", default=8, show_default=True, help="The highest LoRA rank that will fit.")
 @_CONTEXT
+@_CACHE
 @_shared
 def base_command(
     base: str,
@@ -77,12 +85,14 @@ def base_command(
     recipe: str,
     rank: int,
     context_length: int | None,
+    cache: bool,
     prompts: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Lower a base model into a BaseBundle: once per base model and recipe; takes minutes."""
     from export.base import export_base
+    from export.lowerings import default_cache
 
     def run(progress: Progress) -> Artifact:
         return export_base(
@@ -93,6 +103,7 @@ def base_command(
             context_length=context_length,
             prompts=_contents(prompts),
             threads=threads,
+            cache=default_cache() if cache else None,
             progress=progress,
         )
 
@@ -158,6 +169,7 @@ def adapter_command(
 @_RECIPE
 @_CONTEXT
 @_TRUST
+@_CACHE
 @_shared
 def merged_command(
     adapter: Path,
@@ -166,11 +178,13 @@ def merged_command(
     recipe: str,
     context_length: int | None,
     trust_base: bool,
+    cache: bool,
     prompts: Path | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
     """Merge an ADAPTER into its base and lower both into one self-contained file."""
+    from export.lowerings import default_cache
     from export.merged import export_merged
 
     def run(progress: Progress) -> Artifact:
@@ -183,6 +197,7 @@ def merged_command(
             prompts=_contents(prompts),
             trust_base=trust_base,
             threads=threads,
+            cache=default_cache() if cache else None,
             progress=progress,
         )
 

@@ -61,12 +61,14 @@ class GoldenMaker:
         find_backend(self.recipe).quantize(model, self.recipe)
         return model
 
-    def continued(self, model: nn.Module) -> tuple[list[GoldenPrompt], list[torch.Tensor], Floats]:
+    def continued(
+        self, model: nn.Module, *, logits: bool
+    ) -> tuple[list[GoldenPrompt], list[torch.Tensor], Floats]:
         """The prompts with what a float model goes on with, and what it says on the way: its logits
-        for each prompt, [rows, V], and its layers as in `Rung`.
+        for each prompt, [rows, V], if they are asked for, and its layers as in `Rung`.
         """
         ids = [prompt.ids for prompt in self.prompts]
-        found, layers = continuations(model, ids, CONTINUATION, self.vocab_size)
+        found, layers = continuations(model, ids, CONTINUATION, self.vocab_size, logits=logits)
         prompts = [
             dataclasses.replace(prompt, continuation=continued.ids)
             for prompt, continued in zip(self.prompts, found, strict=True)
@@ -104,11 +106,11 @@ def base_golden(make: GoldenMaker) -> Golden:
     """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
     model = make.load()
     make.progress("the base's answers", 0.0)
-    prompts, _, _ = make.continued(model)
+    prompts, _, _ = make.continued(model, logits=False)
     recorder = make.recorder(prompts)
     (plain,) = recorder.record_float([forward_of(model)], model)
     make.progress("the quantized base's answers", 0.5)
-    shipped, noise = recorder.record_with_noise(make.quantized(make.load()), SEED)
+    shipped, noise = recorder.record_with_noise(make.quantized(model), SEED)
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
 
 
@@ -164,7 +166,7 @@ def _float_rungs(
     """
     make.progress("the merged model's answers", 0.0)
     with _merged(tuned, adapter):
-        prompts, logits, layers = make.continued(tuned)
+        prompts, logits, layers = make.continued(tuned, logits=True)
 
     def without(ids: torch.Tensor) -> torch.Tensor:
         with tuned.disable_adapter():

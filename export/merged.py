@@ -8,6 +8,7 @@ the size of the base, and takes adapters that the separate form refuses (DoRA, m
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ from pathlib import Path
 import torch
 
 from export.adapter import KIND, AdapterConfig
-from export.backend import find_backend, summary
+from export.backend import Written, find_backend, summary
 from export.base import golden_maker, write_texts
 from export.families import check_family, choose_context
 from export.goldens import load_peft, merge, merged_golden
 from export.libraries import load_libraries
+from export.lowerings import Inputs, LoweringCache, write_lowering
 from export.peft_adapter import open_adapter
 from export.recipes import find_recipe
 from protos.artifacts import Artifact, create, digest_json, finished, open_artifact
@@ -38,9 +40,11 @@ def export_merged(
     prompts: Sequence[str] = (),
     trust_base: bool = False,
     threads: int | None = None,
+    cache: LoweringCache | None = None,
     progress: Progress = silent,
 ) -> Artifact:
-    """Merge and lower. What is already at `out` from the same inputs is returned as it is.
+    """Merge and lower. What is already at `out` from the same inputs is returned as it is, and
+    what was lowered before is copied from the cache, if one is given.
 
     Raises:
         MismatchError: the adapter was trained on another base.
@@ -65,10 +69,17 @@ def export_merged(
         target = write_texts(draft.path, model_files, chosen, context)
         make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
         write_golden(draft.path, merged_golden(make, source.path))
+        gc.collect()  # models hold themselves in cycles; lowering needs the memory
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
         started = time.perf_counter()
-        model = merge(load_peft(make.load(), source.path), source.path)
-        written = find_backend(chosen).write_merged(target, model, part(progress, 0.1, 1.0))
+        inputs = Inputs(KIND, parents, chosen, {"context_length": context})
+        lowering = part(progress, 0.1, 1.0)
+
+        def write() -> Written:
+            model = merge(load_peft(make.load(), source.path), source.path)
+            return find_backend(chosen).write_merged(target, model, lowering)
+
+        written = write_lowering(cache, inputs, draft.path, write, lowering)
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
         draft.measured |= summary(draft.path, written)
     return open_artifact(out, KIND)

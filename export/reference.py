@@ -96,7 +96,7 @@ def forward_of(model: nn.Module) -> Forward:
 @dataclass(frozen=True)
 class Continued:
     """What a model goes on with after one prompt. ids: `steps` of them. logits: [rows, V], what it
-    says after each position of prompt and continuation.
+    says after each position of prompt and continuation; [0, V] where they were not asked for.
     """
 
     ids: list[int]
@@ -105,16 +105,22 @@ class Continued:
 
 @torch.inference_mode()
 def continuations(
-    model: nn.Module, prompts: Sequence[Sequence[int]], steps: int, vocab_size: int
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    steps: int,
+    vocab_size: int,
+    *,
+    logits: bool = True,
 ) -> tuple[list[Continued], Floats]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it.
 
     Also, as in `Rung`, what each layer gives at the whole rows of prompts and continuations.
+    logits: keep them, which takes a gigabyte for a vocabulary of 150,000.
     """
     found: dict[int, Continued] = {}
     layers = _Layers(model, [len(prompt) + steps for prompt in prompts])
     for group in grouped(prompts, vocab_size, _spread(model, max(map(len, prompts)) + steps)):
-        found.update(zip(group.members, _greedy(model, group, steps, layers), strict=True))
+        found.update(zip(group.members, _greedy(model, group, steps, layers, logits), strict=True))
     return [found[index] for index in range(len(prompts))], layers.kept
 
 
@@ -125,16 +131,18 @@ def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
     return _OF_ONE_LENGTH if narrow else _ALIKE_TO_DECODE
 
 
-def _greedy(model: nn.Module, group: Group, steps: int, layers: _Layers) -> list[Continued]:
+def _greedy(
+    model: nn.Module, group: Group, steps: int, layers: _Layers, logits: bool
+) -> list[Continued]:
     """With the cache: new ids stand behind the padding, which the mask hides."""
     lengths = group.real.sum(1)
     mask = group.real.long()
     with layers.kept_at(group.members, group.positions):
         output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
     read = output.logits
-    said, tokens = [read[torch.arange(len(lengths)), lengths - 1]], []
+    last, said, tokens = read[torch.arange(len(lengths)), lengths - 1], [read[:, :0]], []
     for step in range(steps):
-        tokens.append(said[-1].argmax(-1))
+        tokens.append(last.argmax(-1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = (lengths + step)[:, None]
         with layers.kept_at(group.members, positions):
@@ -145,10 +153,13 @@ def _greedy(model: nn.Module, group: Group, steps: int, layers: _Layers) -> list
                 past_key_values=output.past_key_values,
                 use_cache=True,
             )
-        said.append(output.logits[:, -1])
-    after, ids = torch.stack(said[1:], dim=1), torch.stack(tokens, dim=1).tolist()
+        last = output.logits[:, -1]
+        if logits:
+            said.append(output.logits)
+    after, ids = torch.cat(said, dim=1), torch.stack(tokens, dim=1).tolist()
+    rows = lengths if logits else torch.zeros_like(lengths)
     return [
-        Continued(ids[i], torch.cat([read[i, : lengths[i]], after[i]]).float())
+        Continued(ids[i], torch.cat([read[i, : rows[i]], after[i]]).float())
         for i in range(len(lengths))
     ]
 

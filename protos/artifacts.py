@@ -36,7 +36,7 @@ WITHDRAWN = "withdrawn.json"
 """Beside the manifest of what somebody's items went into who has withdrawn them since."""
 KINDS = (
     "Profile", "Dataset", "Adapter", "BaseBundle", "ProbeBundle", "AdapterBundle", "ParityReport",
-    "Evaluation", "TaskBase",
+    "Evaluation", "TaskBase", "Lowering",
 )  # fmt: skip
 _INSTALL_ATTEMPTS = 5
 _LONGEST_NAME = 255

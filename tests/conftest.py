@@ -24,6 +24,12 @@ CHAT_TEMPLATE = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _lowerings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What commands lower is kept for this session only, never the person's own cache."""
+    os.environ["POCKETUNE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def program() -> Callable[[str, str], str]:
     """`program(name, advice)`: its path; a missing one fails in CI and skips elsewhere."""

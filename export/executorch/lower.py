@@ -88,7 +88,9 @@ def lower(
         tags = _tags(traced) if external else {}
         _tag_delegated(traced, tags)
         progress("lowering", 0.2)
-        program = _to_program(traced, facts, tags)
+        edge = _delegate(traced, facts)
+        progress("writing the program", 0.8)
+        program = _to_program(edge, tags)
     progress("lowered", 1.0)
     data = program._tensor_data
     parts = {name: bytes(data[name]) if name in data else None for name in (FOUNDATION, ADAPTER)}
@@ -130,25 +132,25 @@ def _tag_delegated(traced: torch.export.ExportedProgram, tags: Mapping[str, str]
             node.meta.setdefault("custom", {})["delegate_constant_tag"] = tags[node.name]
 
 
-def _to_program(
-    traced: torch.export.ExportedProgram, facts: RunnerFacts, tags: Mapping[str, str]
-) -> Any:
+def _delegate(traced: torch.export.ExportedProgram, facts: RunnerFacts) -> Any:
     """One partitioner does float and 8da4w alike: torchao's form needs no dynamic one."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import (
-        EdgeCompileConfig,
-        ExecutorchBackendConfig,
-        to_edge_transform_and_lower,
-    )
-    from executorch.exir.passes import MemoryPlanningPass
+    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     with torch.no_grad():
-        edge = to_edge_transform_and_lower(
+        return to_edge_transform_and_lower(
             {"forward": traced},
             partitioner=[XnnpackPartitioner()],
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
             constant_methods=facts.constant_methods(),
         )
+
+
+def _to_program(edge: Any, tags: Mapping[str, str]) -> Any:
+    """The program and its data files."""
+    from executorch.exir import ExecutorchBackendConfig
+    from executorch.exir.passes import MemoryPlanningPass
+
     config = ExecutorchBackendConfig(
         extract_delegate_segments=True,
         memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False),

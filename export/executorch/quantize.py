@@ -16,6 +16,10 @@ from torch import nn
 from export.recipes import Recipe
 from protos.errors import UnsupportedError
 
+_AT_ONCE = 2**24
+"""Numbers that are rounded at once."""
+_TENSORS = ("qdata", "scale", "zero_point")
+
 
 def quantize(model: nn.Module, recipe: Recipe) -> None:
     """Replace the weights by what the recipe ships; the eager model then computes with those.
@@ -26,11 +30,12 @@ def quantize(model: nn.Module, recipe: Recipe) -> None:
     if recipe.quantization is None:
         return
     from torchao.quantization.granularity import PerAxis
-    from torchao.quantization.quant_api import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.quant_api import IntxWeightOnlyConfig
 
     quantize_linear(model, recipe.group_size)
     embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
-    quantize_(model, embedding, lambda module, _: isinstance(module, nn.Embedding))
+    _round_all(model, nn.Embedding, embedding)
+    _let_go_of_files(model)
 
 
 def _check_groups(model: nn.Module, group_size: int) -> None:
@@ -48,11 +53,13 @@ def _check_groups(model: nn.Module, group_size: int) -> None:
 
 
 def _untie(model: nn.Module) -> None:
-    """Give the head its own copy: it is quantized like a linear layer, not like the embedding."""
+    """Make the head a parameter of its own: it is quantized like a linear layer, not like the
+    embedding. Neither is changed in place, so they read the same memory until then.
+    """
     language_model = cast("Any", model)
     head, embedding = language_model.get_output_embeddings(), language_model.get_input_embeddings()
     if head.weight is embedding.weight:
-        head.weight = nn.Parameter(embedding.weight.detach().clone())
+        head.weight = nn.Parameter(embedding.weight.detach())
 
 
 def quantize_linear(
@@ -62,10 +69,7 @@ def quantize_linear(
     type; 0: int8 by rows. Raises as `quantize` does.
     """
     from torchao.quantization.granularity import PerAxis, PerGroup
-    from torchao.quantization.quant_api import (
-        Int8DynamicActivationIntxWeightConfig,
-        quantize_,
-    )
+    from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig
 
     if group_size:
         _check_groups(model, group_size)
@@ -80,4 +84,42 @@ def quantize_linear(
         linear = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=torch.int8, weight_granularity=PerAxis(0)
         )
-    quantize_(model, linear, lambda module, _: isinstance(module, nn.Linear))
+    _round_all(model, nn.Linear, linear)
+
+
+def _round_all(model: nn.Module, kind: type[nn.Module], config: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, kind):
+            weight = _rounded(cast("torch.Tensor", module.weight), config)
+            module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def _rounded(weight: torch.Tensor, config: Any) -> torch.Tensor:
+    """What torchao makes of a weight [out, in], some rows at a time: rows are rounded on their own,
+    and it needs several times the memory of what it is given.
+    """
+    from torchao.quantization import IntxUnpackedToInt8Tensor
+    from torchao.quantization.quant_api import quantize_
+
+    parts: list[Any] = []
+    for rows in weight.detach().split(max(1, _AT_ONCE // weight.shape[1])):
+        carrier = nn.Linear(1, 1, bias=False)
+        carrier.weight = nn.Parameter(rows)
+        quantize_(carrier, config)
+        parts.append(carrier.weight)
+    tensors = (torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS)
+    first = parts[0]
+    return IntxUnpackedToInt8Tensor(
+        *tensors,
+        target_dtype=first.target_dtype,
+        block_size=first.block_size,
+        dtype=first.dtype,
+        activation_quantization=first.activation_quantization,
+    )
+
+
+def _let_go_of_files(model: nn.Module) -> None:
+    """Copy what stayed float, norms and biases: each holds the whole file of weights in memory."""
+    for parameter in model.parameters():
+        if not hasattr(parameter, "qdata"):
+            parameter.data = parameter.data.clone()

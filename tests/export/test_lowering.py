@@ -8,7 +8,10 @@ import torch
 
 from export.base import export_base
 from export.executorch.layout import read_layout
+from export.executorch.quantize import quantize
 from export.merged import export_merged
+from export.recipes import find_recipe
+from protos.base_model import load_model, open_base
 from protos.golden import read_golden
 
 IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140]
@@ -92,6 +95,39 @@ def _hold_to_fake_quant(bundle, phone):
     assert rows > 500
     assert agree / rows >= 0.99
     assert largest < 0.25  # a random model amplifies rounding; the trained one is judged by parity
+
+
+@pytest.mark.parametrize("recipe", ["executorch-xnnpack-8da4w", "executorch-xnnpack-8da8w"])
+def test_rows_rounded_in_parts_are_those_that_torchao_rounds_at_once(recipe, llama, monkeypatch):
+    """Embedding, linear layers and head; 1000 numbers at a time are some 15 rows of 64."""
+    from torchao.quantization.granularity import PerAxis, PerGroup
+    from torchao.quantization.quant_api import (
+        Int8DynamicActivationIntxWeightConfig,
+        IntxWeightOnlyConfig,
+        quantize_,
+    )
+
+    by_groups = {"weight_dtype": torch.int4, "weight_granularity": PerGroup(32),
+                 "weight_scale_dtype": torch.bfloat16}  # fmt: skip
+    by_rows = {"weight_dtype": torch.int8, "weight_granularity": PerAxis(0)}
+    linear = Int8DynamicActivationIntxWeightConfig(
+        **(by_groups if recipe.endswith("4w") else by_rows)
+    )
+    embedding = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    found, wanted = (load_model(open_base(str(llama)), torch.float32) for _ in range(2))
+    quantize_(wanted, linear, lambda module, _: isinstance(module, torch.nn.Linear))
+    quantize_(wanted, embedding, lambda module, _: isinstance(module, torch.nn.Embedding))
+    monkeypatch.setattr("export.executorch.quantize._AT_ONCE", 1000)
+    quantize(found, find_recipe(recipe))
+    parameters = dict(wanted.named_parameters())
+    assert parameters.keys() == dict(found.named_parameters()).keys()
+    for name, parameter in found.named_parameters():
+        for part in ("qdata", "scale", "zero_point"):
+            same = getattr(parameters[name], part, parameters[name])
+            assert torch.equal(getattr(parameter, part, parameter), same), name
+    with torch.inference_mode():
+        ids = torch.tensor([IDS])
+        assert torch.equal(found(input_ids=ids).logits, wanted(input_ids=ids).logits)
 
 
 def test_merged_dora_matches_peft(qwen3, make_adapter, device, peft_logits, tmp_path, monkeypatch):

@@ -1,0 +1,101 @@
+"""Lowering: where its seconds go, what a repeated one costs, and how much memory exporting takes.
+
+`export base`, 8da4w, each time in a process of its own. The phases are those that the export itself
+reports. The same export again copies the lowering from the cache; its bundle must have the same id.
+The peak is the process's, Python and libraries included, and is held against the model in float32:
+at the shape of Qwen2-0.5B, with random weights, in the full run only.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import models
+from benchmarks.alone import alone
+from benchmarks.rows import Row
+from benchmarks.turns import limited
+
+PEAK_LIMIT = 2.0
+"""Times the model in float32."""
+HALF_BILLION = {
+    "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+    "num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
+}  # fmt: skip
+"""Qwen2-0.5B's."""
+
+
+def rows(quick: bool, work: Path) -> list[Row]:
+    """Lower, lower again, and lower something larger."""
+    model = models.model(quick)
+    first = _export(model.base, work / "first", work / "cache")
+    again = _export(model.base, work / "again", work / "cache")
+    if (first["id"], first["cache"], again["cache"]) != (again["id"], "kept", "copied"):
+        raise SystemExit("the copied lowering is not the one that was made")
+    what = f"export base, 8da4w, {model.name}"
+    found = [
+        Row(f"{what}: {phase}", seconds, "s", note=f"{peak / 1e6:,.0f} MB at most until its end")
+        for phase, (seconds, peak) in first["phases"].items()
+    ]
+    whole, copy = first["lowering_seconds"], again["lowering_seconds"]
+    found.append(Row(f"{what}: lowering that was kept", copy, "s", "lowering", whole, whole / copy))
+    if not quick:
+        alone(make_half_billion, out=str(work / "half"))
+        large = _export(str(work / "half"), work / "large", None)
+        size = large["float32_bytes"]
+        found.append(
+            limited(
+                "export base, 8da4w, 0.5B shape: peak of memory", large["peak"] / size,
+                "times float32", PEAK_LIMIT, note=f"{size / 1e6:,.0f} MB in float32; "
+                f"{large['lowering_seconds']:,.0f} s of lowering",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _export(base: str, out: Path, cache: Path | None) -> dict[str, Any]:
+    done = alone(export_one, base=base, out=str(out), cache=str(cache) if cache else None)
+    return {**done.result, "peak": done.peak_bytes}
+
+
+def export_one(base: str, out: str, cache: str | None) -> dict[str, Any]:
+    """One export; phase -> seconds and the most memory held until its end."""
+    from benchmarks.alone import peak_bytes
+    from export.base import export_base
+    from export.lowerings import LoweringCache
+    from protos.base_model import open_base, skeleton
+
+    phases: dict[str, tuple[float, int]] = {}
+    began: list[tuple[str, float]] = [("reading the base", time.perf_counter())]
+
+    def progress(message: str, _: float) -> None:
+        name, started = began[-1]
+        now = time.perf_counter()
+        phases[name] = (phases.get(name, (0.0, 0))[0] + now - started, peak_bytes())
+        began.append((message, now))
+
+    bundle = export_base(
+        base, Path(out), models.INT4, context_length=models.CONTEXT, progress=progress,
+        cache=LoweringCache(Path(cache)) if cache else None,
+    )  # fmt: skip
+    progress("", 1.0)
+    measured = bundle.manifest.measured
+    return {
+        "id": bundle.id,
+        "cache": measured["lowering_cache"],
+        "lowering_seconds": measured["lowering_seconds"],
+        "phases": phases,
+        "float32_bytes": sum(4 * each.numel() for each in skeleton(open_base(base)).parameters()),
+    }
+
+
+def make_half_billion(out: str) -> None:
+    """A random Qwen2 with the bundled tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(Qwen2Config(**HALF_BILLION)).save_pretrained(out)
+    AutoTokenizer.from_pretrained(models.BUNDLED).save_pretrained(out)
