@@ -53,8 +53,8 @@ def train_task(
 ) -> Artifact:
     """Make the TaskBase in `out/base`; an unchanged one is left as it is.
 
-    Beside it stay the adapter that is merged into it, the Dataset with the contributors' items,
-    and the key of their pseudonyms: these three are private.
+    Beside it stay the adapter that is merged into it and, to be kept private, the Dataset with the
+    contributors' items and the key of their pseudonyms.
 
     Raises:
         InputError: somebody did not agree, or has withdrawn; or no row is usable.
@@ -148,10 +148,11 @@ def withdraw(user: str, out: Path) -> list[str]:
     holding = [name for name, contributors in listed.items() if mine in contributors]
     if holding:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        known = {mine: now, **_withdrawn(out)}
+        known = {**_withdrawn(out), mine: now}
         for place in (out, *(out / name for name in holding if name != DATASET)):
             store(place / WITHDRAWN, known)
-        shutil.rmtree(out / DATASET, ignore_errors=True)
+        if (out / DATASET).exists():
+            shutil.rmtree(out / DATASET)
     return holding
 
 

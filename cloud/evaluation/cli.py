@@ -28,6 +28,8 @@ PAGE = "evaluation.md"
 QUICK_ARMS = "base,real,mixed,other,teacher"
 QUICK_USERS = 6
 """As few as have an interval; those with the fewest items, which take the least time."""
+QUICK_OPTIONS = {"per_real": 1.0}
+"""Most of the time goes into what the teacher writes and votes on."""
 CONTRIBUTORS = 20
 """Users of the bundled world that the arm `task` learns from."""
 
@@ -60,8 +62,8 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"With --suite: the {QUICK_USERS} users of each task with the fewest items, and the "
-    f"arms {QUICK_ARMS}.",
+    help=f"With --suite: the {QUICK_USERS} users of each task with the fewest items, one "
+    f"synthetic item for each real one, and the arms {QUICK_ARMS}.",
 )
 @click.option(
     "--split",
@@ -177,7 +179,7 @@ def eval_command(
     users = users or (QUICK_USERS if quick else None)
     arms = arms or (QUICK_ARMS if quick else ",".join(DEFAULT))
     if suite:
-        given |= _pocket_options()
+        given |= _pocket_options(QUICK_OPTIONS if quick else {})
         data = bundled_users(base, split, None if quick else users, out / "users")
         others = others or contributors(base, arms, out / "contributors")
     base = base or str(POCKET_BASE)
@@ -233,13 +235,15 @@ def _require_source(
         raise click.UsageError("give --base")
 
 
-def _pocket_options() -> dict[str, Any]:
+def _pocket_options(others: dict[str, Any]) -> dict[str, Any]:
     """What suits the bundled models, for those options that the caller left alone."""
     from cloud.pocket import OPTIONS
 
     source = click.get_current_context().get_parameter_source
     return {
-        name: value for name, value in OPTIONS.items() if source(name) is ParameterSource.DEFAULT
+        name: value
+        for name, value in {**OPTIONS, **others}.items()
+        if source(name) is ParameterSource.DEFAULT
     }
 
 

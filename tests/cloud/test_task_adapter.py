@@ -4,6 +4,7 @@ import hashlib
 import json
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,18 @@ def test_contributors_are_told_with_the_key_only_and_who_withdraws_stays_out(
     assert open_base(str(fresh.path)).digest == open_base(str(alone.path)).digest, (
         "the very model that was never shown the one who left"
     )
+    with pytest.raises(InputError, match="bob withdrew"):
+        train_task(people, base, task, FAST, 1)
+
+    # whoever agrees again is in again, and out again
+    manifest = json.loads((people[1].path / "manifest.json").read_text())
+    manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    while manifest["created"] <= json.loads((task / "withdrawn.json").read_text()).popitem()[1]:
+        manifest["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    (people[1].path / "manifest.json").write_text(json.dumps(manifest))
+    people[1] = open_artifact(people[1].path)
+    assert set(train_task(people, base, task, FAST, 1).config["contributors"]) == listed
+    assert run("task", "withdraw", "bob", task).exit_code == 0
     with pytest.raises(InputError, match="bob withdrew"):
         train_task(people, base, task, FAST, 1)
     (task / "contributors.key").write_text("lost")

@@ -232,7 +232,7 @@ def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_m
         found = json.loads((out / task / "evaluation" / "evaluation.json").read_text())
         assert [user["items"] for user in found["users"]] == [4]
         options = {**found["config"]["augment"], **found["config"]["train"]}
-        assert (options["per_real"], options["learning_rate"]) == (3.0, 2e-3)
+        assert (options["per_real"], options["learning_rate"]) == (1.0, 2e-3)
         assert options["epochs"] == 1, "a flag beats them"
         rows = (out / task / "task" / "dataset" / "train.jsonl").read_text().splitlines()
         assert {json.loads(row)["source"]["user"] for row in rows} == {f"{task}-0"}
