@@ -25,6 +25,7 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 """ids [N, L] -> logits [N, L, V]."""
 _MAX_LOGITS = 2**26
 """Logits held at once, 256 MB in float32."""
+_COMPARED_AT_ONCE = 2**22
 _ALIKE = (1.5, 32)
 _ALIKE_TO_DECODE = (2.0, 128)
 """A step's time hardly depends on how many sequences take it: fewer groups, more padding."""
@@ -301,9 +302,16 @@ class _Layers:
 
 
 def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of each row's distributions, nats; rounding below zero is cut."""
-    log_p, log_q = reference.log_softmax(-1), other.log_softmax(-1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1).double().clamp_min(0.0)
+    """Kullback-Leibler divergence of each row's distributions, nats; rounding below zero is cut.
+
+    Some rows at a time, as it takes five times their memory.
+    """
+    rows = max(1, _COMPARED_AT_ONCE // reference.shape[1])
+    found: list[torch.Tensor] = []
+    for one, another in zip(reference.split(rows), other.split(rows), strict=True):
+        log_p, log_q = one.log_softmax(-1), another.log_softmax(-1)
+        found.append((log_p.exp() * (log_p - log_q)).sum(-1).double().clamp_min(0.0))
+    return torch.cat(found)
 
 
 def _perturbed(model: nn.Module, generator: torch.Generator) -> Forward:
