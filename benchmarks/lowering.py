@@ -3,7 +3,8 @@
 `export base`, 8da4w, each time in a process of its own. The phases are those that the export itself
 reports. The same export again copies the lowering from the cache; its bundle must have the same id.
 The peak is the process's, Python and libraries included, and is held against the model in float32:
-at the shape of Qwen2-0.5B, with random weights, in the full run only.
+at the shape of Qwen2-0.5B, with random weights, in the full run only. A quick one lowers one small
+layer: the seconds are those of operators, not of weights.
 """
 
 from __future__ import annotations
@@ -25,16 +26,25 @@ HALF_BILLION = {
     "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
 """Qwen2-0.5B's."""
+ONE_LAYER = {
+    **HALF_BILLION, "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+}  # fmt: skip
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
     """Lower, lower again, and lower something larger."""
-    model = models.model(quick)
-    first = _export(model.base, work / "first", work / "cache")
-    again = _export(model.base, work / "again", work / "cache")
+    if quick:
+        base, name = str(work / "small"), "one small layer"
+        alone(make_qwen2, out=base, shape=ONE_LAYER)
+    else:
+        model = models.model(quick)
+        base, name = model.base, model.name
+    first = _export(base, work / "first", work / "cache")
+    again = _export(base, work / "again", work / "cache")
     if (first["id"], first["cache"], again["cache"]) != (again["id"], "kept", "copied"):
         raise SystemExit("the copied lowering is not the one that was made")
-    what = f"export base, 8da4w, {model.name}"
+    what = f"export base, 8da4w, {name}"
     found = [
         Row(f"{what}: {phase}", seconds, "s", note=f"{peak / 1e6:,.0f} MB at most until its end")
         for phase, (seconds, peak) in first["phases"].items()
@@ -42,7 +52,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     whole, copy = first["lowering_seconds"], again["lowering_seconds"]
     found.append(Row(f"{what}: lowering that was kept", copy, "s", "lowering", whole, whole / copy))
     if not quick:
-        alone(make_half_billion, out=str(work / "half"))
+        alone(make_qwen2, out=str(work / "half"), shape=HALF_BILLION)
         large = _export(str(work / "half"), work / "large", None)
         size = large["float32_bytes"]
         found.append(
@@ -91,11 +101,11 @@ def export_one(base: str, out: str, cache: str | None) -> dict[str, Any]:
     }
 
 
-def make_half_billion(out: str) -> None:
+def make_qwen2(out: str, shape: dict[str, Any]) -> None:
     """A random Qwen2 with the bundled tokenizer."""
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(0)
-    Qwen2ForCausalLM(Qwen2Config(**HALF_BILLION)).save_pretrained(out)
+    Qwen2ForCausalLM(Qwen2Config(**shape)).save_pretrained(out)
     AutoTokenizer.from_pretrained(models.BUNDLED).save_pretrained(out)
