@@ -102,7 +102,7 @@ def train(
     optimizers = _optimizers(model, heads, schedule)
     step, loss = _resume(checkpoint, modules, optimizers)
     model.train()
-    decoder = _compiled(model.model, device, schedule.steps - step)
+    decoder = _compiled(model.model, device, schedule.steps)
     start, seen, speed = time.monotonic(), 0, 0.0
     while step < schedule.steps and not pause(step):
         batch = _on(device, batch_of(step))
@@ -180,7 +180,10 @@ def _resume(
 
 
 def _compiled(decoder: Any, device: torch.device, steps: int) -> Any:
-    """The same, compiled where that pays and a C++ compiler is there."""
+    """The same, compiled where that pays and a C++ compiler is there.
+
+    steps: of the whole run, so that a run in pieces is not compiled for some of them only.
+    """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if device.type != "cpu" or compiler is None or steps < _COMPILED_FROM:
         return decoder
