@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from mobile_runtime.compare import OperatorNoise
 from mobile_runtime.cli import parity as command
+from mobile_runtime.compare import OperatorNoise
 from mobile_runtime.page import page
 from mobile_runtime.parity import measure_parity, parity
 from mobile_runtime.report import ParityResult, read_report
