@@ -502,7 +502,7 @@ def test_a_merge_that_is_wrong_at_one_operator_is_named_by_it(
 def test_a_quantization_that_is_wrong_at_one_operator_is_named_by_it(
     quantized, reseal, monkeypatch, cache_dir
 ) -> None:
-    """What is lowered, and so what the device holds, has one weight's scales twice as large."""
+    """What is lowered, and so what the device holds, has one weight's scales 16 times as large."""
     import torch
 
     from export.executorch.quantize import quantize
@@ -513,7 +513,7 @@ def test_a_quantization_that_is_wrong_at_one_operator_is_named_by_it(
     quantize(model, find_recipe("executorch-xnnpack-8da4w"))
     weight: Any = model.get_submodule(OPERATOR).weight
     old = weight.scale.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
-    weight.scale.mul_(2)
+    weight.scale.mul_(16)
     new = weight.scale.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
     def change(directory: Path) -> None:

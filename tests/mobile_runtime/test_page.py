@@ -118,10 +118,7 @@ def test_everything_of_the_report_is_on_it(result) -> None:
     assert text.count("<svg") == 4
     assert set(result.operators) == {"merge", "quantization"}
     assert min(min(pair) for pair in result.operators["merge"].sqnr.values()) > 100  # it rounds
-    quantization = result.operators["quantization"]
-    assert f"noise rises most at {quantization.worst}." in text
-    of_worst = [n for n in quantization.sqnr if n.rpartition(".")[0] in quantization.worst]
-    assert all(f"<code>{name.split('.', 3)[3]}</code>" in text for name in of_worst)
+    assert f"noise rises most at {result.operators['quantization'].worst}." in text
 
 
 def test_a_bar_for_each_layers_output_and_for_the_logits(result) -> None:
@@ -133,7 +130,7 @@ def test_a_bar_for_each_layers_output_and_for_the_logits(result) -> None:
     noise = OperatorNoise(sqnr, "model.layers.0.down")
     text = page(dataclasses.replace(result, operators={"quantization": noise}))
     assert re.findall(r"<title>(\d: \d\.0)</title>", text) == ["0: 5.0", "1: 3.0", "2: 1.0"]
-    assert re.findall(r"<code>(\w+)</code></td><td class=\"number\">(\S+ → \S+)</td>", text) == [
+    assert re.findall(r"<code>(\w+)</code></td><td class=\"number\">([\d.]+ → [\d.]+)</td>", text) == [
         ("norm", "8.0 → 7.0"), ("down", "7.0 → 6.0"),
     ]  # fmt: skip
 
