@@ -381,9 +381,8 @@ class _Judge:
     def _stages(self) -> gate.Stages:
         return gate.Stages(
             merge=self._rungs_against("peft", "merged"),
-            quantization=self._rungs_against(
-                "peft", "fake_quant"
-            )  # of a base, which merges nothing
+            # Of a base, which merges nothing, against PEFT's rung itself.
+            quantization=self._rungs_against("peft", "fake_quant")
             | self._rungs_against("merged", "fake_quant"),
             effects={
                 rung: self._reference_effect(rung)

@@ -525,4 +525,4 @@ def test_a_quantization_that_is_wrong_at_one_operator_is_named_by_it(
 
     broken = Lab(quantized, reseal, monkeypatch).base(change)
     result = measure_parity(broken.base, None, 1, cache_dir=cache_dir)
-    assert (result.stage_at_fault, result.operator_at_fault) == ("quantization", OPERATOR)
+    assert result.operators["quantization"].worst == OPERATOR
