@@ -215,7 +215,7 @@ def merged_command(
 @_THREADS
 @_JSON
 def probe_command(base: str, bundle: Path, out: Path, threads: int | None, as_json: bool) -> None:
-    """Lower a base once more, to say what each layer gives; for `parity --probe`."""
+    """Lower a base once more, to say what each operator gives; for `parity --probe`."""
     from export.executorch.probe import export_probe
 
     def run(progress: Progress) -> Artifact:

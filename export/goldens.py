@@ -29,7 +29,7 @@ from export.reference import Recorder, continuations, forward_of
 from protos.artifacts import tool_versions
 from protos.base_model import BaseModel, load_model
 from protos.errors import UnsupportedError
-from protos.golden import Floats, Golden, GoldenPrompt, NoiseFloor, Rung
+from protos.golden import Golden, GoldenPrompt, NoiseFloor, Operators, Rung
 from protos.progress import Progress, silent
 
 SEED = 0
@@ -63,17 +63,17 @@ class GoldenMaker:
 
     def continued(
         self, model: nn.Module, *, logits: bool
-    ) -> tuple[list[GoldenPrompt], list[torch.Tensor], Floats]:
+    ) -> tuple[list[GoldenPrompt], list[torch.Tensor], Operators]:
         """The prompts with what a float model goes on with, and what it says on the way: its logits
-        for each prompt, [rows, V], if they are asked for, and its layers as in `Rung`.
+        for each prompt, [rows, V], if they are asked for, and its operators as in `Rung`.
         """
         ids = [prompt.ids for prompt in self.prompts]
-        found, layers = continuations(model, ids, CONTINUATION, self.vocab_size, logits=logits)
+        found, operators = continuations(model, ids, CONTINUATION, self.vocab_size, logits=logits)
         prompts = [
             dataclasses.replace(prompt, continuation=continued.ids)
             for prompt, continued in zip(self.prompts, found, strict=True)
         ]
-        return prompts, [continued.logits for continued in found], layers
+        return prompts, [continued.logits for continued in found], operators
 
     @property
     def vocab_size(self) -> int:
@@ -166,7 +166,7 @@ def _float_rungs(
     """
     make.progress("the merged model's answers", 0.0)
     with _merged(tuned, adapter):
-        prompts, logits, layers = make.continued(tuned, logits=True)
+        prompts, logits, operators = make.continued(tuned, logits=True)
 
     def without(ids: torch.Tensor) -> torch.Tensor:
         with tuned.disable_adapter():
@@ -175,7 +175,7 @@ def _float_rungs(
     make.progress("PEFT's answers", 0.3)
     recorder = make.recorder(prompts)
     off, on = recorder.record_float([without, forward_of(tuned)], tuned)
-    merged = dataclasses.replace(recorder.keep(logits), layers=layers)
+    merged = dataclasses.replace(recorder.keep(logits), operators=operators)
     _check_merge(on, merged)
     # Without the adapter the merged model is the base itself: the same answers, not run again.
     return (

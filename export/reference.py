@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from export.families import slides
-from protos.golden import TOP, Floats, Ints, NoiseFloor, Rung
+from protos.golden import TOP, Floats, Ints, NoiseFloor, Operators, Rung, sketch
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """ids [N, L] -> logits [N, L, V]."""
@@ -112,17 +112,17 @@ def continuations(
     vocab_size: int,
     *,
     logits: bool = True,
-) -> tuple[list[Continued], Floats]:
+) -> tuple[list[Continued], Operators]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it.
 
-    Also, as in `Rung`, what each layer gives at the whole rows of prompts and continuations.
+    Also, as in `Rung`, its operators at the whole rows of prompts and continuations.
     logits: keep them, which takes a gigabyte for a vocabulary of 150,000.
     """
     found: dict[int, Continued] = {}
-    layers = _Layers(model, [len(prompt) + steps for prompt in prompts])
+    taps = _Taps(model, [len(prompt) + steps for prompt in prompts])
     for group in grouped(prompts, vocab_size, _spread(model, max(map(len, prompts)) + steps)):
-        found.update(zip(group.members, _greedy(model, group, steps, layers, logits), strict=True))
-    return [found[index] for index in range(len(prompts))], layers.kept
+        found.update(zip(group.members, _greedy(model, group, steps, taps, logits), strict=True))
+    return [found[index] for index in range(len(prompts))], taps.sketches()
 
 
 def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
@@ -133,12 +133,12 @@ def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
 
 
 def _greedy(
-    model: nn.Module, group: Group, steps: int, layers: _Layers, logits: bool
+    model: nn.Module, group: Group, steps: int, taps: _Taps, logits: bool
 ) -> list[Continued]:
     """With the cache: new ids stand behind the padding, which the mask hides."""
     lengths = group.real.sum(1)
     mask = group.real.long()
-    with layers.kept_at(group.members, group.positions):
+    with taps.kept_at(group.members, group.positions):
         output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
     read = output.logits
     last, said, tokens = read[torch.arange(len(lengths)), lengths - 1], [read[:, :0]], []
@@ -146,7 +146,7 @@ def _greedy(
         tokens.append(last.argmax(-1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = (lengths + step)[:, None]
-        with layers.kept_at(group.members, positions):
+        with taps.kept_at(group.members, positions):
             output = model(
                 input_ids=tokens[-1][:, None],
                 attention_mask=mask,
@@ -183,20 +183,19 @@ class Recorder:
     def record_float(self, references: Sequence[Forward], model: nn.Module) -> list[Rung]:
         """The float references (adapter off, and on where there is one), side by side: the ids that
         are kept are those with the highest elementwise maximum of their logits. All run `model`,
-        whose layers are recorded for the last of them.
+        whose operators are recorded for the last of them.
         """
         rungs = [self._empty() for _ in references]
-        layers = _Layers(model, self.lengths)
-        rungs[-1] = dataclasses.replace(rungs[-1], layers=layers.kept)
+        taps = _Taps(model, self.lengths)
         for group in self.groups:
             logits = [self._rows(forward, group) for forward in references[:-1]]
-            with layers.kept_at(group.members, group.positions):
+            with taps.kept_at(group.members, group.positions):
                 logits.append(self._rows(references[-1], group))
             highest = torch.stack(logits).amax(0).topk(self.ids.shape[1]).indices
             self.ids[group.rows.numpy()] = highest.numpy()
             for rung, values in zip(rungs, logits, strict=True):
                 self._keep(rung, group, values)
-        return rungs
+        return [*rungs[:-1], dataclasses.replace(rungs[-1], operators=taps.sketches())]
 
     @torch.inference_mode()
     def record(self, forward: Forward) -> Rung:
@@ -216,19 +215,18 @@ class Recorder:
     @torch.inference_mode()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
-        layers = _Layers(model, self.lengths)
-        rung = dataclasses.replace(self._empty(), layers=layers.kept)
-        noisy, divergence, largest = self._empty(), np.zeros(self.rows), 0.0
+        taps, rung, noisy = _Taps(model, self.lengths), self._empty(), self._empty()
+        divergence, largest = np.zeros(self.rows), 0.0
         generator = torch.Generator().manual_seed(seed)
         for group in self.groups:
-            with layers.kept_at(group.members, group.positions):
+            with taps.kept_at(group.members, group.positions):
                 clean = self._rows(forward_of(model), group)
             changed = self._rows(_perturbed(model, generator), group)
             self._keep(rung, group, clean)
             self._keep(noisy, group, changed)
             divergence[group.rows.numpy()] = _kl(clean, changed).numpy()
             largest = max(largest, float((clean - changed).abs().max()))
-        return rung, NoiseFloor(
+        return dataclasses.replace(rung, operators=taps.sketches()), NoiseFloor(
             kl_mean=float(divergence.mean()),
             kl_max=float(divergence.max()),
             top1=float((rung.argmax == noisy.argmax).mean()),
@@ -259,26 +257,55 @@ class Recorder:
         rung.full[order] = cast("Floats", logits[torch.from_numpy(places)].numpy())
 
 
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """A language model's decoder layers, in order."""
-    count = cast("Any", model).config.num_hidden_layers
-    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList))
-    return next(each for each in lists if len(each) == count)
+def operators(model: nn.Module) -> dict[str, nn.Module]:
+    """A language model's modules with weights of their own, by path: embedding, linear layers and
+    norms. One with LoRA around it counts as one, under the path that it has without.
+    """
+
+    def below(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            weight = getattr(child, "weight", None)
+            if isinstance(weight, torch.Tensor) or hasattr(child, "lora_A"):
+                yield inner.removeprefix(_PEFT), child
+            else:
+                yield from below(child, inner)
+
+    return dict(below(model, ""))
 
 
-class _Layers:
-    """What each decoder layer gives to the next, taken from forwards that run anyway.
+_PEFT = "base_model.model."
+"""Where PEFT has the model that it wraps."""
 
-    kept: [layers, whole rows, hidden], filled as the forwards run.
+
+def tokens_first(model: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """What an operator of the model is given or gives, as [N, L, ...]: in Gemma 3 alone, norms
+    inside attention have heads before tokens.
+    """
+    heads_first = values.dim() == 4 and cast("Any", model).config.model_type == "gemma3_text"
+    return values.transpose(1, 2) if heads_first else values
+
+
+class _Taps:
+    """What each operator is given and gives at the whole rows, taken from forwards that run anyway.
+
+    A layer's output is what the next is given, the attention's is what its last product is given.
     """
 
     def __init__(self, model: nn.Module, lengths: Sequence[int]) -> None:
-        rows = whole_rows(lengths)
         places = [(sequence, t) for sequence, n in enumerate(lengths) for t in range(n)]
-        self._places = [places[row] for row in rows]
-        self._layers = decoder_layers(model)
-        hidden = int(cast("Any", model).config.hidden_size)
-        self.kept: Floats = np.zeros((len(self._layers), len(rows), hidden), np.float32)
+        self._places = [places[row] for row in whole_rows(lengths)]
+        self._model, self._operators = model, operators(model)
+        self._kept: dict[str, tuple[dict[int, Floats], dict[int, Floats]]] = {}
+
+    def sketches(self) -> Operators:
+        """Of all rows, once the forwards have run."""
+        return {
+            name: np.stack(
+                [sketch(np.stack([each[row] for row in sorted(each)])) for each in sides]
+            )
+            for name, sides in self._kept.items()
+        }
 
     @contextlib.contextmanager
     def kept_at(self, members: Sequence[int], positions: torch.Tensor) -> Generator[None]:
@@ -289,15 +316,17 @@ class _Layers:
             if sequence in members
             for column in (positions[members.index(sequence)] == position).nonzero()
         ]
+        rows, places = [row for row, *_ in held], tuple(zip(*(at for _, *at in held), strict=True))
 
-        def keep(number: int, _: nn.Module, __: object, output: Any) -> None:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            for row, member, column in held:
-                self.kept[number, row] = hidden[member, column].float().numpy()
+        def keep(name: str, _: nn.Module, given: tuple[torch.Tensor], gives: torch.Tensor) -> None:
+            sides = self._kept.setdefault(name, ({}, {}))
+            for side, values in zip(sides, (given[0], gives), strict=True):
+                chosen = tokens_first(self._model, values)[places].float().reshape(len(rows), -1)
+                side.update(zip(rows, chosen.numpy(), strict=True))
 
         with contextlib.ExitStack() as hooks:
-            for number, layer in enumerate(self._layers if held else ()):
-                hooks.enter_context(_hooked(layer, functools.partial(keep, number)))
+            for name, module in self._operators.items() if held else ():
+                hooks.enter_context(_hooked(module, functools.partial(keep, name)))
             yield
 
 

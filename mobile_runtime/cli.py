@@ -37,7 +37,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @_base
 @_adapter
 @click.option("--out", type=DIRECTORY, required=True, help="Where the ParityReport goes.")
-@click.option("--probe", type=DIRECTORY, help="The base's ProbeBundle: names the layer at fault.")
+@click.option(
+    "--probe", type=DIRECTORY, help="The base's ProbeBundle: names the device's operator."
+)
 @click.option("--html", type=PAGE, help="Write a page to look at, too; it holds the user's texts.")
 @_json
 @_threads

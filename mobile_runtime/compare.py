@@ -1,25 +1,26 @@
 """The numbers of parity: how far apart two models' logits are, and whether an adapter moves them.
 
-In: rungs, that is logits at the golden's ids, logsumexp and argmax for every row. Out: figures,
-with 95% intervals (see `bootstrap`). All sums are taken in float64. Nothing here knows limits;
-those are in `gates`.
+In: rungs, that is logits at the golden's ids, logsumexp and argmax for every row, and sketches of
+operators. Out: figures, with 95% intervals (see `bootstrap`). All sums are taken in float64.
+Nothing here knows limits; those are in `gates`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobile_runtime.bootstrap import Bootstrap, Interval
-from protos.golden import Floats, Golden, GoldenPrompt, Rung
+from protos.golden import Floats, Golden, GoldenPrompt, Operators, Rung
 
 Doubles = NDArray[np.float64]
 SQNR_MOST = 150.0
 """dB; float32 itself resolves less."""
+_LEAST_SHARE = 10 ** (-SQNR_MOST / 10)
 REST_RESOLUTION = 1e-6
 """A probability below this is lost in the rounding of a float32 logsumexp."""
 
@@ -224,28 +225,70 @@ def _over(numerator: Doubles, denominator: Doubles) -> Doubles:
     return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
 
 
-def layer_sqnr(reference: Floats, model: Floats) -> list[float]:
-    """Signal to noise of each layer's output, dB: 10 log10(sum of reference^2 / sum of error^2).
+@dataclass(frozen=True)
+class OperatorNoise:
+    """What a stage does to its operators, at the rows that a golden keeps whole.
 
-    reference, model: [layers, rows, hidden]. Equal outputs give `SQNR_MOST`.
+    sqnr: operator -> signal to noise, dB, of what it is given and of what it gives, in the order in
+    which they run. worst: where noise rises most, see `rises_most`.
+    """
+
+    sqnr: dict[str, tuple[float, float]]
+    worst: str
+
+
+def operator_noise(reference: Operators, model: Operators, floor: float) -> OperatorNoise:
+    """Hold the operators of a stage against those of the one before.
+
+    floor: the share of noise that the reference has of itself, see `noise_share`.
+    """
+    shares = {
+        name: (noise_share(one[0], model[name][0]), noise_share(one[1], model[name][1]))
+        for name, one in reference.items()
+    }
+    sqnr = {name: (_decibels(given), _decibels(gives)) for name, (given, gives) in shares.items()}
+    return OperatorNoise(sqnr, rises_most(shares, floor))
+
+
+def noise_share(reference: Floats, model: Floats) -> float:
+    """Sum of squares of the error over that of the reference, [rows, n], on average over rows:
+    each counts the same, though the first token's numbers can be a thousand times the others'.
     """
     exact = reference.astype(np.float64)
-    signal, noise = (exact**2).sum((1, 2)), ((exact - model) ** 2).sum((1, 2))
-    ratio = np.maximum(signal, 1e-300) / np.maximum(noise, 1e-300)
-    return [float(value) for value in np.minimum(10 * np.log10(ratio), SQNR_MOST)]
+    signal, noise = (exact**2).sum(1), ((exact - model) ** 2).sum(1)
+    return float((noise / np.maximum(signal, 1e-300)).mean())
 
 
-def worst_layer(sqnr: Sequence[float]) -> str | None:
-    """What adds most to the noise, as a share of the signal: `layer 3`, or `the head`.
+def rises_most(shares: Mapping[str, tuple[float, float]], floor: float) -> str:
+    """Where noise rises most: an operator, or `the input of` one, for what stands before it.
 
-    sqnr: of each decoder layer, and of the logits; None where there are none. The first layer's
-    noise holds that of the embedding, the head's that of the last norm.
+    shares: operator -> share of noise in what it is given and in what it gives, in the order in
+    which they run. An operator is asked how many times more noise it gives than it is given, and
+    its input how many times more it has than anything before: what attention makes of q, k and v is
+    the input of o_proj. What is broken stands out of what its stage does to every operator, while
+    those behind it only hand its noise on.
+
+    floor: no share counts as less, nor as less than that of the quietest operator from the first
+    matrix on: a stage that rounds every matrix makes its first noise from next to none.
     """
-    if not sqnr:
-        return None
-    shares = 10 ** (-np.array(sqnr) / 10)
-    worst = int(np.argmax(np.diff(shares, prepend=0.0)))
-    return "the head" if worst == len(sqnr) - 1 else f"layer {worst}"
+    floor = max(
+        floor, min((gives for _, gives in list(shares.values())[_BEFORE_MATRICES:]), default=0.0)
+    )
+    rises: dict[str, float] = {}
+    highest = max(floor, _LEAST_SHARE)
+    for name, (given, gives) in shares.items():
+        rises[f"the input of {name}"] = given / highest
+        rises[name] = gives / max(given, floor, _LEAST_SHARE)
+        highest = max(highest, given, gives)
+    return max(rises, key=lambda place: rises[place])
+
+
+_BEFORE_MATRICES = 2
+"""The embedding and the first norm."""
+
+
+def _decibels(share: float) -> float:
+    return -10 * math.log10(max(share, _LEAST_SHARE))
 
 
 def log_sum_exp(logits: NDArray[np.float32]) -> float:

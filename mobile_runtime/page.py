@@ -7,10 +7,12 @@ the page is too.
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from mobile_runtime.compare import Comparison, worst_layer
+from mobile_runtime.compare import Comparison, OperatorNoise
 from mobile_runtime.gates import NOT_RUN, Gate
 from mobile_runtime.plots import histogram, scatter, steps
 from mobile_runtime.report import KL_NOTE, ParityResult
@@ -90,7 +92,7 @@ def _cards(cards: Iterable[str]) -> str:
 
 def _verdict(title: str, result: ParityResult) -> str:
     failed = sum(not gate.passed for gate in result.gates)
-    where = f", worst at {escape(result.layer_at_fault)}" if result.layer_at_fault else ""
+    where = f", worst at {escape(result.operator_at_fault)}" if result.operator_at_fault else ""
     at = (
         ""
         if result.passed
@@ -165,16 +167,45 @@ def _plots(result: ParityResult) -> list[str]:
             steps(
                 f"Signal to noise of the layers, {stage}",
                 f"Decibels of each decoder layer's output and, last, of the logits, {against}",
-                result.layer_sqnr[stage], "decoder layer →, dB ↑",
-            ),
-            f"{against.capitalize()}; {worst_layer(result.layer_sqnr[stage])} adds most noise.",
+                _layers(result.operators[stage]), "decoder layer →, dB ↑",
+            ) + _operators(result.operators[stage]),
+            f"{against.capitalize()}; noise rises most at {escape(result.operators[stage].worst)}. "
+            "In the table: decibels of what operators are given and of what they give.",
         )
-        for stage, against in _LAYERS.items()
-        if stage in result.layer_sqnr
+        for stage, against in _AGAINST.items()
+        if stage in result.operators
     ]  # fmt: skip
 
 
-_LAYERS = {
+def _layers(noise: OperatorNoise) -> list[float]:
+    """Decibels of each decoder layer's output, as what follows is given it, and of the logits."""
+    follows = [
+        given
+        for (name, _), (after, (given, _)) in itertools.pairwise(noise.sqnr.items())
+        if _place(name) and _place(after) != _place(name)
+    ]
+    return [*follows, *(gives for _, gives in list(noise.sqnr.values())[-1:])]
+
+
+def _operators(noise: OperatorNoise) -> str:
+    """A table of those in the worst one's layer."""
+    place = _place(noise.worst)
+    rows = [
+        f"<tr><td><code>{escape(name.removeprefix(f'{place}.'))}</code></td>"
+        f'<td class="number">{given:.1f} → {gives:.1f}</td></tr>'
+        for name, (given, gives) in noise.sqnr.items()
+        if _place(name) == place
+    ]
+    return f"<table><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _place(operator: str) -> str:
+    """The path of the decoder layer that it is in, or nothing."""
+    found = re.search(r"\S+\.layers\.\d+", operator)
+    return found[0] if found else ""
+
+
+_AGAINST = {
     "quantization": "quantized against float, in PyTorch",
     "lowering": "the device against PyTorch with the same weights",
 }

@@ -8,7 +8,6 @@ PEFT). A failure names the stage.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from mobile_runtime.bundles import layout_of, runs_here
 from mobile_runtime.compare import (
     Comparison,
     Effect,
+    OperatorNoise,
     compare,
     effect,
-    layer_sqnr,
-    worst_layer,
+    operator_noise,
 )
 from mobile_runtime.engine import Engine, SwapCost, default_threads, engine_name, open_engine
 from mobile_runtime.native import describe
@@ -34,7 +33,7 @@ from mobile_runtime.samples import Points, Samples, continuations, histogram, po
 from mobile_runtime.structure import context_gate, structure_gates
 from protos.artifacts import Artifact, finished, open_artifact, tool_versions
 from protos.errors import ArtifactError, GateError, InputError, NotRunError
-from protos.golden import JSON_FILE, Floats, Golden, Rung, read_golden
+from protos.golden import JSON_FILE, Golden, Operators, Rung, read_golden
 from protos.progress import Progress, silent
 
 
@@ -49,7 +48,7 @@ def parity(
 ) -> tuple[Artifact, ParityResult]:
     """Measure parity and keep it at `out`; a report made from the same inputs is read instead.
 
-    probe: a ProbeBundle of the base, by which a failure on the device gets its layer.
+    probe: a ProbeBundle of the base, by which a failure on the device gets its operator.
 
     Raises:
         InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
@@ -76,7 +75,7 @@ def require(result: ParityResult) -> None:
         raise NotRunError(f"parity has no verdict: {gate.NOT_RUN}")
     if failed:
         rows = "; ".join(f"{row.name} {_number(row.value)}" for row in failed[:4])
-        where = f", worst at {result.layer_at_fault}" if result.layer_at_fault else ""
+        where = f", worst at {result.operator_at_fault}" if result.operator_at_fault else ""
         raise GateError(f"parity failed, stage at fault: {result.stage_at_fault}{where} ({rows})")
 
 
@@ -106,8 +105,8 @@ def measure_parity(
     replays, measured = _replay_states(engine, golden, adapter, merged, progress)
     prompt = open_prompt(home)
     layout, digests = _layout_name(adapter, merged), _digests(base, adapter)
-    layers = _device_layers(probe, base, adapter, golden, threads, cache_dir)
-    judge = _Judge(golden, replays, merged, layout, digests, prompt, layers)
+    operators = _device_operators(probe, base, adapter, golden, threads, cache_dir)
+    judge = _Judge(golden, replays, merged, layout, digests, prompt, operators)
     structure = structure_gates(golden, prompt, engine.vocab_size, engine.stop_ids)
     return judge.result([*structure, context_gate(holds_context(engine))], measured)
 
@@ -118,27 +117,27 @@ def _unrun(adapter: Path) -> ParityResult:
     facts, seconds = describe(file)
     golden, prompt = _golden(adapter, facts.vocab_size), open_prompt(adapter)
     structure = structure_gates(golden, prompt, facts.vocab_size, facts.stop_ids)
-    judge = _Judge(golden, {}, True, "merged", _digests(None, adapter), prompt, None)
+    judge = _Judge(golden, {}, True, "merged", _digests(None, adapter), prompt, {})
     size = file.stat().st_size
     measured = Measured(SwapCost(0.0, 0.0, seconds, 0, size, size), None)
     return judge.result([*structure, gate.run_gate()], measured)
 
 
-def _device_layers(
+def _device_operators(
     probe: Path | None,
     base: Path | None,
     adapter: Path | None,
     golden: Golden,
     threads: int | None,
     cache_dir: Path | None,
-) -> Floats | None:
+) -> Operators:
     if probe is None:
-        return None
+        return {}
     if base is None:
         raise InputError(f"{probe}: a probe is of a base; give the BaseBundle as well")
-    from mobile_runtime.probe import device_layers
+    from mobile_runtime.probe import device_operators
 
-    return device_layers(probe, base, adapter, golden, threads or default_threads(), cache_dir)
+    return device_operators(probe, base, adapter, golden, threads or default_threads(), cache_dir)
 
 
 def _parents(base: Path | None, adapter: Path | None, probe: Path | None) -> dict[str, str]:
@@ -223,19 +222,17 @@ def _number(value: float | str) -> str:
     return value if isinstance(value, str) else f"{value:.3g}"
 
 
-def _has_layers(rung: Rung | None) -> bool:
-    return rung is not None and bool(rung.layers.size)
-
-
-_LAYERS_OF = {name: name for name in ("merge", "quantization", "lowering")} | {
+_OPERATORS_OF = {name: name for name in ("merge", "quantization", "lowering")} | {
     "adapter": "lowering"
 }
-"""Stage at fault -> the stage whose layers say where: an adapter goes wrong on the device."""
+"""Stage at fault -> the one whose operators say where: an adapter goes wrong on the device."""
 
 
 @dataclass(frozen=True)
 class _Judge:
-    """Holds the device's rungs against the golden's. layers: of the device, where a probe said."""
+    """Holds the device's rungs against the golden's. operators: of the device, where a probe said;
+    else none.
+    """
 
     golden: Golden
     replays: Mapping[str, Replay]
@@ -243,7 +240,7 @@ class _Judge:
     layout: str
     digests: dict[str, str]
     prompt: Prompt
-    layers: Floats | None
+    operators: Operators
 
     def result(self, structure: list[gate.Gate], measured: Measured) -> ParityResult:
         """All numbers, all gates, the verdict."""
@@ -260,11 +257,12 @@ class _Judge:
             *((gate.control_gate(control, limits),) if control else ()),
         ]
         fault = gate.stage_at_fault(rows, stages, limits, merged=self.merged)
-        sqnr = self._layer_sqnr()
+        noisy = self._operator_noise()
+        worst = noisy.get(_OPERATORS_OF.get(fault or "", ""))
         return ParityResult(
             passed=all(row.passed for row in rows),
             stage_at_fault=fault,
-            layer_at_fault=worst_layer(sqnr.get(_LAYERS_OF.get(fault or "", ""), [])),
+            operator_at_fault=worst.worst if worst else None,
             layout=self.layout,
             gates=rows,
             lowering=lowering,
@@ -280,7 +278,7 @@ class _Judge:
             },
             prompts=len(golden.prompts),
             positions=len(golden.ids),
-            layer_sqnr=sqnr,
+            operators=noisy,
             thresholds=dict(limits),
             noise_floor=noise,
             versions=tool_versions(),
@@ -290,26 +288,26 @@ class _Judge:
             samples=self._samples(),
         )  # fmt: skip
 
-    def _layer_sqnr(self) -> dict[str, list[float]]:
-        """Of each stage, what it adds to the one before; a stage without layers is left out."""
-        state = "on" if self.golden.has_adapter else "off"
-        names = ("peft", "merged", "fake_quant")
-        peft, merged, rounded = (self.golden.rungs.get(f"{name}.{state}") for name in names)
-        device = None
-        if self.layers is not None:
-            device = dataclasses.replace(self.replays[state].rung, layers=self.layers)
+    def _operator_noise(self) -> dict[str, OperatorNoise]:
+        """Of each stage, against the one before; a stage whose operators are not known is left out,
+        as in goldens from before they were recorded.
+        """
+        golden, state = self.golden, "on" if self.golden.has_adapter else "off"
+        peft, merged, rounded = (
+            rung.operators if rung else {}
+            for rung in (golden.rungs.get(f"{n}.{state}") for n in ("peft", "merged", "fake_quant"))
+        )
         stages = {
             "merge": (peft, merged),
-            "quantization": (merged if _has_layers(merged) else peft, rounded),
-            "lowering": (rounded, device),
+            "quantization": (merged or peft, rounded),
+            "lowering": (rounded, self.operators),
         }
+        said = golden.rungs[f"fake_quant.{state}"].logits.astype(np.float64)
+        floor = golden.noise_floor.norm**2 / float((said**2).sum())
         return {
-            stage: [
-                *layer_sqnr(one.layers, other.layers),
-                *layer_sqnr(one.full[None], other.full[None]),
-            ]
+            stage: operator_noise(one, other, floor)
             for stage, (one, other) in stages.items()
-            if one and other and one.layers.size and one.layers.shape == other.layers.shape
+            if one and one.keys() == other.keys()
         }
 
     def _samples(self) -> Samples:
@@ -383,7 +381,9 @@ class _Judge:
     def _stages(self) -> gate.Stages:
         return gate.Stages(
             merge=self._rungs_against("peft", "merged"),
-            quantization=self._rungs_against("merged", "fake_quant"),
+            # Of a base, which merges nothing, against PEFT's rung itself.
+            quantization=self._rungs_against("peft", "fake_quant")
+            | self._rungs_against("merged", "fake_quant"),
             effects={
                 rung: self._reference_effect(rung)
                 for rung in ("merged", "fake_quant")

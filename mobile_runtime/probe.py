@@ -1,8 +1,8 @@
-"""What each decoder layer gives on the device, so that a failure of parity has a place.
+"""What each operator is given and gives on the device, so that a failure of parity has a place.
 
 In: a base bundle, its ProbeBundle, an adapter bundle or none, and a golden. Out: the device's own
-`Rung.layers`. The probe is a second program over the same constants; like an adapter's program, it
-gets the adapter's keys written into it.
+`Rung.operators`. The probe is a second program over the same constants; like an adapter's program,
+it gets the adapter's keys written into it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from mobile_runtime import cache
+from mobile_runtime.binding import read_object
 from mobile_runtime.bundles import (
     AdapterBundle,
     BaseBundle,
     MergedBundle,
+    TemplateBundle,
     open_adapter,
     open_base,
     open_probe,
@@ -26,18 +28,20 @@ from mobile_runtime.executorch_engine import constants
 from mobile_runtime.fit import patched
 from mobile_runtime.native import Program
 from protos.errors import ArtifactError, UnsupportedError
-from protos.golden import Floats, Golden
+from protos.golden import Floats, Golden, Operators, sketch
+
+_OPERATORS = "operators.json"
 
 
-def device_layers(
+def device_operators(
     probe: Path,
     base: Path,
     adapter: Path | None,
     golden: Golden,
     threads: int,
     cache_dir: Path | None = None,
-) -> Floats:
-    """[layers, whole rows, hidden], as the golden holds them of its references.
+) -> Operators:
+    """As the golden holds them of its references.
 
     Raises:
         InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
@@ -45,6 +49,7 @@ def device_layers(
     """
     opened = open_base(base)
     template = open_probe(probe, opened)
+    widths = _widths(template)
     user = None if adapter is None else open_adapter(adapter, opened)
     if isinstance(user, MergedBundle):
         raise UnsupportedError(
@@ -52,10 +57,28 @@ def device_layers(
         )
     program = _load(patched(template, _keys(opened, user)), opened, user, threads, cache_dir)
     try:
-        rows = [_after_last(program, ids) for ids in _up_to_whole_rows(golden)]
+        rows = np.stack([_after_last(program, ids) for ids in _up_to_whole_rows(golden)])
     except (RuntimeError, IndexError) as error:
         raise ArtifactError(f"{template.artifact.path}: ExecuTorch stopped: {error}") from None
-    return np.stack(rows, axis=1)
+    ends = np.cumsum([width for pair in widths.values() for width in pair])
+    if rows.shape[1] != ends[-1]:
+        raise ArtifactError(
+            f"{template.artifact.path}: the program gives {rows.shape[1]} numbers of operators, "
+            f"but {_OPERATORS} lists {ends[-1]}"
+        )
+    sides = iter([sketch(side) for side in np.split(rows, ends[:-1], axis=1)])
+    return {name: np.stack([next(sides), next(sides)]) for name in widths}
+
+
+def _widths(template: TemplateBundle) -> dict[str, tuple[int, int]]:
+    """Operator -> how many numbers it is given, and gives, in the order of the program's output."""
+    source = template.artifact.file(_OPERATORS)
+    try:
+        return {
+            str(n): (int(given), int(gives)) for n, (given, gives) in read_object(source)["widths"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{source}: malformed list of operators ({error!r})") from None
 
 
 def _keys(base: BaseBundle, adapter: AdapterBundle | None) -> dict[str, str]:
@@ -82,7 +105,7 @@ def _load(
 
 
 def _after_last(program: Program, ids: Sequence[int]) -> Floats:
-    """What each layer gives at the last of `ids`, [layers, hidden], read in as many calls as it
+    """What the program says of its operators at the last of `ids`, read in as many calls as it
     takes: the whole context is more than one takes.
     """
     step = program.max_tokens

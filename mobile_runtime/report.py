@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mobile_runtime.compare import Comparison, Effect
+from mobile_runtime.compare import Comparison, Effect, OperatorNoise
 from mobile_runtime.engine import SwapCost
 from mobile_runtime.gates import NOT_RUN, Gate
 from mobile_runtime.replay import Agreement
@@ -23,7 +23,7 @@ from protos.golden import NoiseFloor
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-FORMAT = 3
+FORMAT = 4
 FILE = "report.json"
 SAMPLES_FILE = "samples.json"
 KL_NOTE = "KL is a lower bound: the golden's 64 ids, and one bucket for all other tokens"
@@ -44,16 +44,15 @@ class ParityResult:
     layout: `base`, `adapter` or `merged`. stage_at_fault: None if all gates passed.
     prefill_decode, cache, reset: see `replay.Replay`. moved: the adapted model against the base, on
     the `device` and in `peft`. reference_stages: the golden's rungs against each other, which no
-    device had a part in. layer_sqnr: of `merge`, `quantization` and (with a probe) `lowering`, dB
-    of each decoder layer's output and, last, of the logits, against the stage before; without what
-    the golden does not have. layer_at_fault: `layer 3` or `the head`; None if nothing failed or
-    nobody can say. digests: of the bundles, of what they were made from, and of every file.
-    samples: what a page draws.
+    device had a part in. operators: of `merge`, `quantization` and (with a probe) `lowering`,
+    against the stage before; without what the golden does not have. operator_at_fault: the worst of
+    the stage at fault; None if nothing failed or nobody can say. digests: of the bundles, of what
+    they were made from, and of every file. samples: what a page draws.
     """
 
     passed: bool
     stage_at_fault: str | None
-    layer_at_fault: str | None
+    operator_at_fault: str | None
     layout: str
     gates: list[Gate]
     lowering: dict[str, Comparison]
@@ -67,7 +66,7 @@ class ParityResult:
     reference_stages: dict[str, dict[str, Comparison]]
     prompts: int
     positions: int
-    layer_sqnr: dict[str, list[float]]
+    operators: dict[str, OperatorNoise]
     thresholds: dict[str, float]
     noise_floor: NoiseFloor
     versions: dict[str, str]
@@ -174,7 +173,7 @@ def _verdict(result: ParityResult) -> str:
         return "[green]sound[/]"
     if result.stage_at_fault == NOT_RUN:
         return f"[yellow]{NOT_RUN}[/]"
-    where = f", worst at {result.layer_at_fault}" if result.layer_at_fault else ""
+    where = f", worst at {result.operator_at_fault}" if result.operator_at_fault else ""
     return f"[bold red]failed[/], stage at fault: {result.stage_at_fault}{where}"
 
 
@@ -196,6 +195,7 @@ def _parse(raw: Any, samples: Any, measured: Mapping[str, Any]) -> ParityResult:
         "control": _effect(raw["control"]),
         "moved": _comparisons(raw["moved"]),
         "reference_stages": {s: _comparisons(c) for s, c in raw["reference_stages"].items()},
+        "operators": {stage: _operators(each) for stage, each in raw["operators"].items()},
         "noise_floor": NoiseFloor(**raw["noise_floor"]),
         "measured": Measured(
             SwapCost(**measured["opened"]), SwapCost(**swapped) if swapped else None
@@ -216,6 +216,11 @@ def _comparisons(raw: Mapping[str, Any]) -> dict[str, Comparison]:
 
 def _agreements(raw: Mapping[str, Any]) -> dict[str, Agreement]:
     return {state: Agreement(**numbers) for state, numbers in raw.items()}
+
+
+def _operators(raw: Mapping[str, Any]) -> OperatorNoise:
+    sqnr = {name: (given, gives) for name, (given, gives) in raw["sqnr"].items()}
+    return OperatorNoise(sqnr, raw["worst"])
 
 
 def _effect(raw: Mapping[str, Any] | None) -> Effect | None:

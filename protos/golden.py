@@ -32,11 +32,15 @@ TENSORS_FILE = "golden.safetensors"
 RUNGS = ("peft", "merged", "fake_quant")
 _PARTS = ("logits", "logsumexp", "argmax", "full")
 _DTYPES = {"ids": "int32", "full_rows": "int32", "argmax": "int32"} | dict.fromkeys(
-    ("logits", "logsumexp", "full", "layers"), "float32"
+    ("logits", "logsumexp", "full", "operators"), "float32"
 )
+SKETCH = 32
+"""Numbers that are kept of an operator's input and of its output, at each row."""
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int32]
+Operators = dict[str, Floats]
+"""Operator's name -> sketches of what it is given and of what it gives, [2, full rows, SKETCH]."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,15 @@ class Rung:
 
     logits: [rows, TOP] at `Golden.ids`. logsumexp: [rows] over the whole vocabulary.
     argmax: [rows], the id with the highest logit. full: [len(full_rows), vocab].
-    layers: [layers, len(full_rows), hidden], what each decoder layer gives to the next at the rows
-    kept whole; empty where it was not recorded.
+    operators: at the rows kept whole, in the order in which they run; empty where they were not
+    recorded. They are the modules with weights of their own: embedding, linear layers, norms, head.
     """
 
     logits: Floats
     logsumexp: Floats
     argmax: Ints
     full: Floats
-    layers: Floats = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
+    operators: Operators = field(default_factory=dict[str, Floats])
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,30 @@ class Golden:
     def has_adapter(self) -> bool:
         return "peft.on" in self.rungs
 
+    @property
+    def operators(self) -> list[str]:
+        """Names, in the order in which they run: the same in every rung that recorded them."""
+        return next((list(r.operators) for r in self.rungs.values() if r.operators), [])
+
+
+def sketch(values: Floats) -> Floats:
+    """`SKETCH` numbers that stand for the many of each row, [rows, n] -> [rows, SKETCH].
+
+    Number i is added to place i mod SKETCH with a sign of its own. This keeps sums of squares as
+    they are on average, those of a difference too (Charikar, Chen and Farach-Colton, Finding
+    frequent items in data streams, 2002), so noise can be measured from it.
+    """
+    count = values.shape[1]
+    places = np.arange(count, dtype=np.uint64)
+    signs = 1.0 - 2.0 * ((places * np.uint64(_SIGNS) >> np.uint64(31)) & np.uint64(1))
+    padded = np.zeros((len(values), -(-count // SKETCH) * SKETCH))
+    padded[:, :count] = values * signs
+    return padded.reshape(len(values), -1, SKETCH).sum(1).astype(np.float32)
+
+
+_SIGNS = 2654435761
+"""Knuth's multiplier for hashing; bit 31 of the product with i is the sign of number i."""
+
 
 def write_golden(directory: Path, golden: Golden) -> None:
     """Write both files into `directory`."""
@@ -129,13 +157,15 @@ def write_golden(directory: Path, golden: Golden) -> None:
         "seed": golden.seed,
         "versions": golden.versions,
         "eos_ids": golden.eos_ids,
+        "operators": golden.operators,
     }
     write_json(directory / JSON_FILE, head)
     tensors: dict[str, NDArray[Any]] = {"ids": golden.ids, "full_rows": golden.full_rows}
     for name, rung in golden.rungs.items():
         tensors |= {f"{name}.{part}": getattr(rung, part) for part in _PARTS}
-        if rung.layers.size:
-            tensors[f"{name}.layers"] = rung.layers
+        if rung.operators:
+            stacked = np.stack([rung.operators[operator] for operator in golden.operators])
+            tensors[f"{name}.operators"] = stacked
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     save_file(contiguous, directory / TENSORS_FILE)
 
@@ -168,7 +198,7 @@ def _assemble(head: Any, tensors: dict[str, NDArray[Any]]) -> Golden:
         rungs={
             name: Rung(
                 **{part: tensors[f"{name}.{part}"] for part in _PARTS},
-                **({"layers": tensors[f"{name}.layers"]} if f"{name}.layers" in tensors else {}),
+                operators=_operators(head.get("operators", []), tensors.get(f"{name}.operators")),
             )
             for name in head["rungs"]
         },
@@ -178,6 +208,10 @@ def _assemble(head: Any, tensors: dict[str, NDArray[Any]]) -> Golden:
         versions={str(name): str(version) for name, version in head["versions"].items()},
         eos_ids=[int(token) for token in head.get("eos_ids", [])],
     )
+
+
+def _operators(names: list[str], stacked: Floats | None) -> Operators:
+    return {} if stacked is None else dict(zip(names, stacked, strict=True))
 
 
 def _prompt(raw: Any) -> GoldenPrompt:
@@ -201,9 +235,8 @@ def _check_shapes(directory: Path, golden: Golden) -> None:
             (f"{name}.argmax", rung.argmax, (rows,)),
             (f"{name}.full", rung.full, (len(golden.full_rows), *rung.full.shape[1:])),
         ]
-        if rung.layers.size:
-            layers, _, hidden = (*rung.layers.shape, 0, 0, 0)[:3]
-            wanted += [(f"{name}.layers", rung.layers, (layers, len(golden.full_rows), hidden))]
+        shape = (2, len(golden.full_rows), SKETCH)
+        wanted += [(f"{name}: {o}.operators", each, shape) for o, each in rung.operators.items()]
     wrong = [f"{name} is {a.shape}, expected {want}" for name, a, want in wanted if a.shape != want]
     wrong += [
         f"{name} is {a.dtype}" for name, a, _ in wanted if a.dtype != _DTYPES[name.split(".")[-1]]

@@ -7,6 +7,7 @@ base; an adapter is its tensors, and the template program with the adapter's key
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -79,7 +80,7 @@ def lower_base(
     rank: int,
     seed: str,
     progress: Progress,
-    module: type[RunnerModule] = RunnerModule,
+    module: Callable[[nn.Module, int], RunnerModule] = RunnerModule,
 ) -> tuple[Lowered, Layout, list[StoredWeight]]:
     """A base with its template adapter, lowered; where the adapter's tensors are in it; and what
     `weights.locate` finds its weights by. Nothing is written.

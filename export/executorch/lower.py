@@ -6,7 +6,7 @@ the template adapter, whose tensors are found again by content. Without, all is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,7 @@ def lower(
     *,
     external: bool,
     progress: Progress = silent,
-    module: type[RunnerModule] = RunnerModule,
+    module: Callable[[nn.Module, int], RunnerModule] = RunnerModule,
 ) -> Lowered:
     """Lower a model; it is taken over and cannot be used afterwards.
 
@@ -98,7 +98,9 @@ def lower(
 
 
 def trace(
-    model: nn.Module, context_length: int, module: type[RunnerModule] = RunnerModule
+    model: nn.Module,
+    context_length: int,
+    module: Callable[[nn.Module, int], RunnerModule] = RunnerModule,
 ) -> torch.export.ExportedProgram:
     """The graph of a model, which is taken over."""
     from torchao.utils import unwrap_tensor_subclass

@@ -1,18 +1,23 @@
-"""`export probe`: a second program over a base's weights that also says what each layer gives.
+"""`export probe`: a second program over a base's weights that also says what each operator gives.
 
 In: a BaseBundle and the base model it was made from. Out: a ProbeBundle, which a phone never gets:
 a program and its layout, over the foundation file of the bundle itself. When a gate of parity
-fails, `parity --probe` reads with it which decoder layer the device gets wrong. It costs a lowering
-of its own, so it is made when it is wanted, for a base that is out already as well.
+fails, `parity --probe` reads with it which operator the device gets wrong. It costs a lowering of
+its own, so it is made when it is wanted, for a base that is out already as well.
 
     forward(tokens int64 [1, S], input_pos int64 [1])
-        -> logits float32 [1, V], layers float32 [1, layers, hidden], both of the last token
+        -> logits float32 [1, V], operators float32 [1, W], both of the last token
+
+where W counts what each operator is given and then what it gives, one operator after the other as
+`operators.json` lists them.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,34 +31,50 @@ from export.executorch.wrapper import RunnerModule
 from export.libraries import load_libraries
 from export.prompt_format import prompt_format
 from export.recipes import find_recipe
-from export.reference import decoder_layers
-from protos.artifacts import Artifact, create, finished, open_artifact
+from export.reference import operators, tokens_first
+from protos.artifacts import Artifact, create, finished, open_artifact, write_json
 from protos.base_model import load_tokenizer, open_base
 from protos.errors import UnsupportedError
 from protos.progress import Progress, silent
 
 KIND = "ProbeBundle"
+OPERATORS = "operators.json"
+FORMAT = 1
+_CONFIG = {"operators": FORMAT}
 
 
 class ProbeModule(RunnerModule):
-    """The runner's module with what each decoder layer gives to the next as a second output."""
+    """The runner's module with what its operators are given and give as a second output.
+
+    widths: filled by `forward`: operator's path -> how many numbers it is given, and gives.
+    """
+
+    def __init__(
+        self, model: nn.Module, context_length: int, widths: dict[str, tuple[int, int]]
+    ) -> None:
+        super().__init__(model, context_length)
+        self.operators, self.widths = operators(model), widths
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, tokens: torch.Tensor, input_pos: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        given: list[torch.Tensor] = []
+        kept: list[torch.Tensor] = []
 
-        def keep(_: nn.Module, __: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
-            hidden = output if isinstance(output, torch.Tensor) else output[0]
-            given.append(hidden[:, -1])
+        def keep(name: str, _: nn.Module, given: Any, gives: torch.Tensor) -> None:
+            sides = [tokens_first(self.model, each)[:, -1] for each in (given[0], gives)]
+            kept.extend(side.float().reshape(1, -1) for side in sides)
+            self.widths[name] = (kept[-2].shape[1], kept[-1].shape[1])
 
-        hooks = [each.register_forward_hook(keep) for each in decoder_layers(self.model)]
+        hooks = [
+            module.register_forward_hook(functools.partial(keep, name))
+            for name, module in self.operators.items()
+        ]
         try:
             logits = super().forward(tokens, input_pos)
         finally:
             for hook in hooks:
                 hook.remove()
-        return logits, torch.stack(given, dim=1)
+        return logits, torch.cat(kept, dim=1)
 
 
 def export_probe(
@@ -77,22 +98,25 @@ def export_probe(
     if recipe.backend != BACKEND:
         raise UnsupportedError(f"{bundle}: a probe is for {BACKEND}, this is {recipe.backend}")
     parents = {"base_bundle": opened.id}
-    if done := finished(out, KIND, parents, {}):
+    if done := finished(out, KIND, parents, _CONFIG):
         return done
     if threads is not None:
         torch.set_num_threads(threads)
     load_libraries()
-    with create(out, KIND, parents, {}) as draft:
+    with create(out, KIND, parents, _CONFIG) as draft:
         started = time.perf_counter()
         tokenizer = load_tokenizer(model_files)
         asked = prompt_format(model_files, tokenizer)
         context = int(opened.config["context_length"])
         target = Target(draft.path, model_files, recipe, context, tokenizer, asked)
-        lowered, layout, _ = lower_base(target, rank, opened.id, progress, ProbeModule)
+        widths: dict[str, tuple[int, int]] = {}
+        module = functools.partial(ProbeModule, widths=widths)
+        lowered, layout, _ = lower_base(target, rank, opened.id, progress, module)
         assert lowered.foundation is not None
         _check_foundation(opened, lowered.foundation)
         (draft.path / PROGRAM).write_bytes(lowered.program)
         write_layout(draft.path, layout)
+        write_json(draft.path / OPERATORS, {"format": FORMAT, "widths": list(widths.items())})
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
     return open_artifact(out, KIND)
 

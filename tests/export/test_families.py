@@ -6,6 +6,7 @@ Windows are shorter than the text, so that what is no longer seen matters.
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from export.base import export_base
 from export.families import ARCHITECTURES
 from export.reference import continuations, whole_rows
 from protos.artifacts import Artifact
+from protos.golden import sketch
 
 IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140, 71, 3]
 WINDOW = 6
@@ -101,18 +103,32 @@ def test_continuations_past_a_window_are_those_of_each_prompt_alone(name, tiny_b
     model = AutoModelForCausalLM.from_pretrained(base).eval()
     prompts = [IDS[:4], IDS[:9], IDS[3:17], IDS]
     all_found, kept = continuations(model, prompts, 8, model.config.vocab_size)
-    inputs = []  # of the second layer, at every row
+    held = {name: ([], []) for name in kept}  # given and gives, at every row
+
+    def tap(name, length):
+        def keep(_, given, gives):
+            for side, values in zip(held[name], (given[0], gives), strict=True):
+                tokens = values[0].movedim(values[0].shape.index(length), 0)
+                side.append(tokens.reshape(length, -1).float())
+
+        return model.get_submodule(name).register_forward_hook(keep)
+
     for prompt, found in zip(prompts, all_found, strict=True):
+        ids = torch.tensor([[*prompt, *found.ids]])
+        hooks = [tap(name, ids.shape[1]) for name in kept]
         with torch.no_grad():
-            ids = torch.tensor([[*prompt, *found.ids]])
-            alone = model(ids, use_cache=False, output_hidden_states=True)
-        inputs.append(alone.hidden_states[1][0])
-        said = alone.logits[0]
+            said = model(ids, use_cache=False).logits[0]
+        for hook in hooks:
+            hook.remove()
         assert found.ids == said[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert (found.logits - said).abs().max() <= 1e-4
     rows = whole_rows([len(prompt) + 8 for prompt in prompts])
-    assert len(rows) == kept.shape[1] == 8
-    assert (torch.from_numpy(kept[0]) - torch.cat(inputs)[rows]).abs().max() <= 1e-4
+    assert len(rows) == 8
+    norms = [name for name in kept if name.endswith("q_norm")]
+    assert len(norms) == (2 if family in ("Qwen3", "Gemma3") else 0)
+    for name, (given, gives) in held.items():
+        wanted = np.stack([sketch(torch.cat(side)[rows].numpy()) for side in (given, gives)])
+        np.testing.assert_allclose(kept[name], wanted, atol=2e-4, err_msg=name)
 
 
 def test_every_family_has_a_model_here():

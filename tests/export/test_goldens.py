@@ -6,7 +6,7 @@ import torch
 
 from export.prompts import CONTINUATION, golden_prompts
 from protos.base_model import load_model, load_tokenizer, open_base, prompt_ids, render
-from protos.golden import TOP, read_golden
+from protos.golden import SKETCH, TOP, read_golden, sketch
 
 
 @pytest.fixture(scope="module")
@@ -78,29 +78,48 @@ def test_rungs_hold_pefts_logits_row_by_row(llama, users, golden, peft_logits):
                 assert np.abs(kept.full[place] - logits[row - rows.start].numpy()).max() <= 2e-5
 
 
-def test_layers_are_what_transformers_hands_from_one_to_the_next(llama, users, golden):
+LAYER = [
+    "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+    "self_attn.o_proj", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj",
+    "mlp.down_proj",
+]  # fmt: skip
+
+
+def test_operators_are_those_of_the_model_in_the_order_in_which_they_run(golden):
+    layers = [f"model.layers.{layer}.{name}" for layer in range(2) for name in LAYER]
+    assert golden.operators == ["model.embed_tokens", *layers, "model.norm", "lm_head"]
+    recorded = {name for name, rung in golden.rungs.items() if rung.operators}
+    assert recorded == {"peft.on", "merged.on", "fake_quant.on"}
+    shapes = {each.shape for n in recorded for each in golden.rungs[n].operators.values()}
+    assert shapes == {(2, len(golden.full_rows), SKETCH)}
+
+
+def test_operators_are_given_and_give_what_transformers_and_peft_compute(llama, users, golden):
     from peft import PeftModel
 
     model = load_model(open_base(str(llama)), torch.float32)
     tuned = PeftModel.from_pretrained(model, str(users[0][0])).eval()
-    norm, start, seen = model.get_decoder().norm, 0, 0
-    kept = golden.rungs["peft.on"].layers
-    assert kept.shape == (2, len(golden.full_rows), 64)
-    for prompt in golden.prompts:
-        ids = torch.tensor([[*prompt.ids, *prompt.continuation]])
-        for place, row in enumerate(golden.full_rows.tolist()):
-            if start <= row < start + prompt.length:
-                with torch.no_grad():
-                    said = tuned(ids, output_hidden_states=True).hidden_states
-                    last = norm(torch.from_numpy(kept[1, place]))
-                at = row - start
-                assert np.abs(kept[0, place] - said[1][0, at].numpy()).max() <= 2e-5
-                assert (last - said[2][0, at]).abs().max() <= 2e-5  # it comes with the norm applied
-                seen += 1
-        start += prompt.length
-    assert seen == len(golden.full_rows)
-    assert not golden.rungs["peft.off"].layers.size
-    assert np.abs(golden.rungs["fake_quant.on"].layers - kept).max() <= 1e-4  # float32
+    layer = model.model.layers[1]
+    sequences = [[*prompt.ids, *prompt.continuation] for prompt in golden.prompts]
+    until = [ids[: at + 1] for ids in sequences for at in range(len(ids))]
+    for place, row in enumerate(golden.full_rows.tolist()):
+        with torch.no_grad():
+            said = tuned(torch.tensor([until[row]]), output_hidden_states=True)
+            last = [hidden[0, -1:] for hidden in said.hidden_states]
+            normed = layer.input_layernorm(last[1])
+            wanted = {
+                ("model.embed_tokens", 0): torch.tensor([[float(until[row][-1])]]),
+                ("model.embed_tokens", 1): last[0],
+                ("model.layers.1.input_layernorm", 0): last[1],
+                ("model.layers.1.self_attn.q_proj", 0): normed,
+                ("model.layers.1.self_attn.q_proj", 1): layer.self_attn.q_proj(normed),
+                ("model.norm", 1): last[2],  # it comes with the norm applied
+                ("lm_head", 1): said.logits[0, -1:],
+            }
+        for (name, side), exact in wanted.items():
+            for rung in ("peft.on", "merged.on", "fake_quant.on"):  # float32: all say the same
+                kept = golden.rungs[rung].operators[name][side, place]
+                assert np.abs(kept - sketch(exact.numpy())[0]).max() <= 2e-4, (name, side, rung)
 
 
 def test_rungs_agree_where_they_must(golden):

@@ -125,6 +125,22 @@ def merged_bundle(
     return out
 
 
+@pytest.fixture(scope="session")
+def probe(world, tmp_path_factory) -> Path:
+    from export.executorch.probe import export_probe
+
+    out = tmp_path_factory.mktemp("probe") / "fp32"
+    return export_probe(world.base, out, base=str(world.base_model), threads=1).path
+
+
+@pytest.fixture(scope="session")
+def quantized_probe(quantized, tmp_path_factory) -> Path:
+    from export.executorch.probe import export_probe
+
+    out = tmp_path_factory.mktemp("probe") / "8da4w"
+    return export_probe(quantized.base, out, base=str(quantized.base_model), threads=1).path
+
+
 class Reference:
     """Transformers and PEFT in float32: the independent reference."""
 

@@ -12,11 +12,11 @@ from mobile_runtime.compare import (
     first_divergence,
     full_kl,
     kl_lower_bound,
-    layer_sqnr,
     log_sum_exp,
-    worst_layer,
+    operator_noise,
+    rises_most,
 )
-from protos.golden import Golden, GoldenPrompt, NoiseFloor, Rung
+from protos.golden import SKETCH, Golden, GoldenPrompt, NoiseFloor, Rung
 
 NOISE = NoiseFloor(0.0, 0.0, 1.0, 0.0, 0.5)
 
@@ -150,16 +150,43 @@ def test_effect_is_as_worked_by_hand(on, cosine, ratio, no_effect) -> None:
     assert found.no_effect is no_effect
 
 
-def test_signal_to_noise_of_layers_is_as_worked_by_hand() -> None:
-    exact = np.array([[[3.0, 4.0]], [[6.0, 8.0]], [[1.0, 0.0]]], np.float32)
-    model = np.array([[[3.0, 4.0]], [[6.0, 7.0]], [[1.1, 0.0]]], np.float32)
-    # equal; 100 to 1, 20 dB; 1 to 0.01, 20 dB
-    assert layer_sqnr(exact, model) == pytest.approx([SQNR_MOST, 20.0, 20.0], abs=1e-3)
-    assert worst_layer([*layer_sqnr(exact, model), 30.0]) == "layer 1"
-    # shares of noise 1/1000, 1/100, 1/50, 1/40: the third adds 0.01
-    assert worst_layer([30.0, 20.0, 10 * math.log10(50), 10 * math.log10(40)]) == "layer 2"
-    assert worst_layer([30.0, 20.0, 10.0]) == "the head"
-    assert worst_layer([]) is None
+def sketched(*rows: list[float]) -> np.ndarray:
+    return np.pad(np.array(rows, np.float32), ((0, 0), (0, SKETCH - len(rows[0]))))
+
+
+def test_noise_of_operators_is_as_worked_by_hand() -> None:
+    x, y, z = sketched([3.0, 4.0], [6.0, 8.0]), sketched([1.0, 0.0]), sketched([2.0, 0.0])
+    reference = {"norm": np.stack([x, x]), "up": np.stack([y, z]), "down": np.stack([z, z])}
+    model = {
+        "norm": np.stack([x, sketched([3.0, 4.0], [6.0, 7.0])]),  # 0 and 1/100, on average 1/200
+        "up": np.stack([y, sketched([2.2, 0.0])]),  # 0.04 to 4, 20 dB
+        "down": np.stack([z, z]),
+    }
+    found = operator_noise(reference, model, floor=1e-6)
+    sqnr = {name: pytest.approx(pair, abs=1e-3) for name, pair in found.sqnr.items()}
+    assert sqnr == {
+        "norm": (SQNR_MOST, 10 * math.log10(200)),
+        "up": (SQNR_MOST, 20.0),
+        "down": (SQNR_MOST, SQNR_MOST),
+    }
+    assert found.worst == "up"
+
+
+QUIET = {"embedding": (0.0, 1e-8), "norm": (1e-8, 1e-8), "k": (1e-8, 1e-8)}
+ROUNDED = {"embedding": (0.0, 1e-5), "norm": (1e-5, 1e-5), "k": (1e-5, 1e-2)}
+RISES = {
+    "an operator": (QUIET | {"o": (3e-6, 4e-3), "up": (2e-3, 9e-3)}, "o"),
+    "one whose noise others amplify": (QUIET | {"q": (1e-8, 1e-3), "o": (0.02, 0.05)}, "q"),
+    "what stands before one": (QUIET | {"o": (1e-2, 2e-2)}, "the input of o"),
+    "noise below the floor is none": (QUIET | {"q": (1e-15, 1e-7), "up": (1e-7, 1e-3)}, "up"),
+    "the embedding": ({"embedding": (0.0, 0.5), "norm": (0.5, 0.5), "k": (0.5, 0.4)}, "embedding"),
+    "one of many that round": (ROUNDED | {"up": (0.02, 1.0), "down": (0.9, 0.9)}, "up"),
+}
+
+
+@pytest.mark.parametrize(("shares", "worst"), RISES.values(), ids=RISES)
+def test_noise_rises_most_where_it_is_made(shares, worst) -> None:
+    assert rises_most(shares, floor=1e-6) == worst
 
 
 def test_an_adapter_that_does_nothing_in_peft_has_no_direction() -> None:

@@ -444,3 +444,85 @@ def test_a_broken_quantization_is_caught_by_the_gate_that_the_page_names(
     result = measure_parity(broken.base, None, 1, cache_dir=cache_dir)
     assert by in failed(result) - failed(sound)
     assert result.stage_at_fault == stage
+
+
+OPERATOR = "model.layers.1.self_attn.v_proj"
+
+
+def recorded_again(directory: Path, model: Any, names: list[str]) -> None:
+    """Put what an eager model says in the place of these rungs."""
+    from export.reference import Recorder
+
+    golden = read_golden(directory)
+    recorder = Recorder([[*p.ids, *p.continuation] for p in golden.prompts], 352)
+    recorder.ids = golden.ids
+    rung, _ = recorder.record_with_noise(model, 0)
+    rungs = {**golden.rungs, **dict.fromkeys(names, rung)}
+    write_golden(directory, dataclasses.replace(golden, rungs=rungs))
+
+
+@pytest.mark.slow
+def test_an_adapter_transposed_at_one_operator_is_named_by_it(
+    world, probe, reseal, monkeypatch, cache_dir
+) -> None:
+    broken = Lab(world, reseal, monkeypatch).adapter(
+        lambda s: {n: transposed(a) if n == f"{OPERATOR}.lora_A" else a for n, a in s.items()}
+    )
+    result = measure_parity(broken.base, broken.adapter, 1, cache_dir=cache_dir, probe=probe)
+    assert (result.stage_at_fault, result.operator_at_fault) == ("adapter", OPERATOR)
+
+
+@pytest.mark.slow
+def test_a_merge_that_is_wrong_at_one_operator_is_named_by_it(
+    world, reseal, monkeypatch, cache_dir
+) -> None:
+    """The merge, and all that is made from it, has one change three times as large as PEFT."""
+    import torch
+
+    from export.lora import fill, insert_lora
+    from protos.base_model import load_model, open_base
+
+    lab = Lab(world, reseal, monkeypatch)
+    wrong = {
+        n: a * np.float32(3) if n == f"{OPERATOR}.lora_B" else a
+        for n, a in slot_arrays(world.adapters["ada"]).items()
+    }
+    model = load_model(open_base(str(world.base_model)), torch.float32)
+    fill(insert_lora(model, 4), {n: torch.from_numpy(a.copy()) for n, a in wrong.items()})
+    broken = lab.adapter(lambda _: wrong)
+    assert broken.adapter is not None
+    adapter = reseal(
+        broken.adapter, lambda d: recorded_again(d, model.eval(), ["merged.on", "fake_quant.on"])
+    )
+    result = measure_parity(broken.base, adapter, 1, cache_dir=cache_dir)
+    assert (result.stage_at_fault, result.operator_at_fault) == ("merge", OPERATOR)
+
+
+@pytest.mark.slow
+def test_a_quantization_that_is_wrong_at_one_operator_is_named_by_it(
+    quantized, reseal, monkeypatch, cache_dir
+) -> None:
+    """What is lowered, and so what the device holds, has one weight's scales 16 times as large."""
+    import torch
+
+    from export.executorch.quantize import quantize
+    from export.recipes import find_recipe
+    from protos.base_model import load_model, open_base
+
+    model = load_model(open_base(str(quantized.base_model)), torch.float32)
+    quantize(model, find_recipe("executorch-xnnpack-8da4w"))
+    weight: Any = model.get_submodule(OPERATOR).weight
+    old = weight.scale.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+    weight.scale.mul_(16)
+    new = weight.scale.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
+
+    def change(directory: Path) -> None:
+        file = directory / "foundation.ptd"
+        data = file.read_bytes()
+        assert data.count(old) == 1
+        file.write_bytes(data.replace(old, new))
+        recorded_again(directory, model, ["fake_quant.off"])
+
+    broken = Lab(quantized, reseal, monkeypatch).base(change)
+    result = measure_parity(broken.base, None, 1, cache_dir=cache_dir)
+    assert result.operators["quantization"].worst == OPERATOR

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from mobile_runtime.cli import parity as command
+from mobile_runtime.compare import OperatorNoise
 from mobile_runtime.page import page
 from mobile_runtime.parity import measure_parity, parity
 from mobile_runtime.report import ParityResult, read_report
@@ -115,9 +116,22 @@ def test_everything_of_the_report_is_on_it(result) -> None:
     assert all(digest in text for digest in result.digests.values())
     assert f"{len(result.gates)} of {len(result.gates)} gates" in text
     assert text.count("<svg") == 4
-    sqnr = result.layer_sqnr
-    assert {stage: len(values) for stage, values in sqnr.items()} == {"merge": 3, "quantization": 3}
-    assert min(sqnr["merge"]) > 100  # float32 only rounds
+    assert set(result.operators) == {"merge", "quantization"}
+    assert min(min(pair) for pair in result.operators["merge"].sqnr.values()) > 100  # it rounds
+    assert f"noise rises most at {result.operators['quantization'].worst}." in text
+
+
+def test_a_bar_for_each_layers_output_and_for_the_logits(result) -> None:
+    sqnr = {
+        "model.embed_tokens": (9.0, 8.0), "model.layers.0.norm": (8.0, 7.0),
+        "model.layers.0.down": (7.0, 6.0), "model.layers.1.norm": (5.0, 4.0),
+        "model.norm": (3.0, 2.0), "lm_head": (2.0, 1.0),
+    }  # fmt: skip
+    noise = OperatorNoise(sqnr, "model.layers.0.down")
+    text = page(dataclasses.replace(result, operators={"quantization": noise}))
+    assert re.findall(r"<title>(\d: \d\.0)</title>", text) == ["0: 5.0", "1: 3.0", "2: 1.0"]
+    table = re.findall(r"<code>(\w+)</code></td><td class=.number.>([\d.]+ → [\d.]+)</td>", text)
+    assert table == [("norm", "8.0 → 7.0"), ("down", "7.0 → 6.0")]
 
 
 def test_where_the_device_chooses_otherwise_is_marked(broken) -> None:

@@ -103,7 +103,7 @@ def few_prompts(golden: Golden) -> Golden:
     def cut(rung: Rung) -> Rung:
         return Rung(
             rung.logits[:rows], rung.logsumexp[:rows], rung.argmax[:rows], rung.full[: len(kept)],
-            rung.layers[:, : len(kept)],
+            {name: each[:, : len(kept)] for name, each in rung.operators.items()},
         )  # fmt: skip
 
     return dataclasses.replace(
