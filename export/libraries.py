@@ -7,6 +7,7 @@ will change) on standard error, where our commands show progress.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import warnings
@@ -18,13 +19,28 @@ _LARGE = (
     "peft",
     "executorch.extension.flat_tensor.serialize.serialize",
 )
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_MAPPED_FROM = 16 * 2**20
+"""Bytes. From 128 KiB on, glibc's own at first, exporting an adapter took 2.3 times as long."""
 
 
 def load_libraries() -> None:
     """Import what an export needs; afterwards it costs nothing more."""
+    _give_freed_memory_back()
     with quiet():
         for name in _LARGE:
             importlib.import_module(name)
+
+
+def _give_freed_memory_back() -> None:
+    """Let tensors that are freed leave the process at once.
+
+    Once some blocks were freed, glibc takes those of up to 32 MB from one heap, and what is freed
+    there below a block that stays is kept: 2.6 GB after the goldens of a model with 0.5 billion
+    parameters. Other C libraries have no such setting.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
 
 
 @contextlib.contextmanager

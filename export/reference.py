@@ -23,9 +23,10 @@ from protos.golden import TOP, Floats, Ints, NoiseFloor, Operators, Rung, sketch
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """ids [N, L] -> logits [N, L, V]."""
-_MAX_LOGITS = 2**26
-"""Logits held at once, 256 MB in float32."""
+_MAX_LOGITS = 2**25
+"""Logits held at once, 128 MB in float32."""
 _COMPARED_AT_ONCE = 2**22
+"""Logits that are looked at together: what is computed of them takes several times their memory."""
 _ALIKE = (1.5, 32)
 _ALIKE_TO_DECODE = (2.0, 128)
 """A step's time hardly depends on how many sequences take it: fewer groups, more padding."""
@@ -191,8 +192,11 @@ class Recorder:
             logits = [self._rows(forward, group) for forward in references[:-1]]
             with taps.kept_at(group.members, group.positions):
                 logits.append(self._rows(references[-1], group))
-            highest = torch.stack(logits).amax(0).topk(self.ids.shape[1]).indices
-            self.ids[group.rows.numpy()] = highest.numpy()
+            highest = [
+                torch.stack(some).amax(0).topk(self.ids.shape[1]).indices
+                for some in zip(*map(_some_rows, logits), strict=True)
+            ]
+            self.ids[group.rows.numpy()] = torch.cat(highest).numpy()
             for rung, values in zip(rungs, logits, strict=True):
                 self._keep(rung, group, values)
         return [*rungs[:-1], dataclasses.replace(rungs[-1], operators=taps.sketches())]
@@ -250,7 +254,7 @@ class Recorder:
         rows = group.rows.numpy()
         kept = torch.from_numpy(self.ids[rows]).long()
         rung.logits[rows] = logits.gather(1, kept).numpy()
-        rung.logsumexp[rows] = logits.logsumexp(1).numpy()
+        rung.logsumexp[rows] = torch.cat([some.logsumexp(1) for some in _some_rows(logits)]).numpy()
         rung.argmax[rows] = logits.argmax(1).numpy()
         places = np.flatnonzero(np.isin(rows, self.full_rows))
         order = np.searchsorted(self.full_rows, rows[places])
@@ -330,14 +334,15 @@ class _Taps:
             yield
 
 
-def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence of each row's distributions, nats; rounding below zero is cut.
+def _some_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Logits [rows, V] in parts that are compared at once."""
+    return logits.split(max(1, _COMPARED_AT_ONCE // logits.shape[1]))
 
-    Some rows at a time, as it takes five times their memory.
-    """
-    rows = max(1, _COMPARED_AT_ONCE // reference.shape[1])
+
+def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of each row's distributions, nats; rounding below zero is cut."""
     found: list[torch.Tensor] = []
-    for one, another in zip(reference.split(rows), other.split(rows), strict=True):
+    for one, another in zip(_some_rows(reference), _some_rows(other), strict=True):
         log_p, log_q = one.log_softmax(-1), another.log_softmax(-1)
         found.append((log_p.exp() * (log_p - log_q)).sum(-1).double().clamp_min(0.0))
     return torch.cat(found)
