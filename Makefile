@@ -23,8 +23,8 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 demo: setup ## the main job on the bundled models, for one bundled user
 	$(BIN)/pocketune demo --out $(OUT)
 
-test: setup ## all tests
-	$(BIN)/python -m pytest
+test: setup ## all tests, two folders at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -24,6 +24,13 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares lowered bases and servers, a folder below `tests/`, stays in one process."""
+    for item in items:
+        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
+        item.add_marker(pytest.mark.xdist_group("/".join(folders[:2])))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _lowerings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What commands lower is kept for this session only, never the person's own cache."""
