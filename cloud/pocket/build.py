@@ -70,7 +70,7 @@ PLAN = Plan(
     hidden=256,
     base=Model(layers=5, context=512, steps=2400, rows=64, attention="eager"),
     teacher=Model(
-        layers=10, context=2048, steps=1600, rows=16, length=512, long_rows=4, long_length=2048,
+        layers=10, context=2048, steps=1400, rows=16, length=512, long_rows=4, long_length=2048,
         muon_lr=4e-3, adam_lr=2e-3,
     ),
 )  # fmt: skip
