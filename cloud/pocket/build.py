@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from cloud.pocket.world import BUNDLED, TEST_USERS, WORLDS, lamp_files, sample_user
+from cloud.pocket.world import TEST_USERS, WORLDS, lamp_files, sample_user
 from protos.errors import InputError
 
 STAGES = ("tokenizer", "base", "teacher", "users")
@@ -29,6 +29,7 @@ SEED = 1
 TRAIT_WEIGHT = 0.5
 PROFILE_COUNT, QUESTION_COUNT = 12, 30
 USERS = (TEST_USERS[0], TEST_USERS[1])  # the bundled user is the first of all test users
+USER_TASKS = ("LaMP_3", "LaMP_4")  # a rating and a generation task; `eval` writes any others
 USERS_COMMAND = "python -m cloud.pocket.build users --out cloud/pocket"
 
 
@@ -158,8 +159,8 @@ def _finish(model: Any, directory: Path, checkpoint: Path, has_ended: bool) -> b
 
 
 def build_users(out: Path) -> None:
-    """Write the bundled users in LaMP's shape: two users for each task, in one pair of files."""
-    for name in BUNDLED:
+    """Write the bundled users in LaMP's shape: two for each of two tasks, in one pair of files."""
+    for name in USER_TASKS:
         questions: list[dict[str, Any]] = []
         golds: list[dict[str, str]] = []
         for number in USERS:
