@@ -47,6 +47,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     apart = logits_apart(model, prompts)
     if apart > MOST_APART:
         raise SystemExit(f"a batch is not as each alone: logits differ by {apart:.1e}")
+    size = model.num_parameters() / 1e6
     teacher = HuggingFaceTeacher("pocket", base, THREADS)
     list(teacher.write(TASK, asks[:1], Sampling()))  # loads the weights
     ours, theirs = list[float](), list[float]()
@@ -62,7 +63,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
             raise SystemExit(f"{count} asked, {len(replies)} answered")
     return [
         compared(
-            f"a local teacher writes {count} items, bundled one (4.1M), {THREADS} threads",
+            f"a local teacher writes {count} items, bundled one ({size:.1f}M), {THREADS} threads",
             "items/s", "transformers generate, one by one", ours, theirs, less_is_better=False,
             aim=5.0, note=f"logits differ by {apart:.1e} at most",
         )
