@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _BATCH = 32
 _ITEMS_PER_CHAT = 5
 _LABEL_ROOM = 8
+_STOP = "\n\n"
+"""What ends a block of a continuation."""
 
 
 @dataclass
@@ -125,7 +127,7 @@ class HuggingFaceTeacher:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
         mask = [[int(k >= longest - len(ids)) for k in range(longest)] for ids in prompts]
-        stop = None if self._chats else ["\n\n"]
+        stop = None if self._chats else [_STOP]
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
             generate: Any = model.generate
@@ -139,13 +141,16 @@ class HuggingFaceTeacher:
                 tokenizer=tokenizer if stop else None,
             )[:, longest:]
         return [
-            Reply(
-                str(tokenizer.decode(row, skip_special_tokens=True)),
-                len(ids),
-                int((row != pad).sum()),
-            )
+            self._reply(len(ids), row.tolist(), pad, room)
             for ids, row in zip(prompts, output, strict=True)
         ]
+
+    def _reply(self, prompt_tokens: int, row: list[int], pad: int, room: int) -> Reply:
+        text = str(self._words.decode(row, skip_special_tokens=True))
+        ends = {pad, *_listed(self._weights().generation_config.eos_token_id)}
+        stopped = not self._chats and _STOP in text
+        cut = len(row) == room and row[-1] not in ends and not stopped
+        return Reply(text, prompt_tokens, sum(one != pad for one in row), cut)
 
     def _weights(self) -> PreTrainedModel:
         if self._model is None:
@@ -166,3 +171,8 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     draw = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return {"do_sample": True, **draw}
+
+
+def _listed(ids: Any) -> list[int]:
+    """Stop ids, of which a model may have none, one or a list."""
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

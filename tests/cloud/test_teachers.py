@@ -1,8 +1,12 @@
 """Teachers over HTTP that misbehave, and local ones; both with real servers and real models."""
 
 import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,20 +73,88 @@ def test_a_server_that_hangs_is_given_up_and_one_that_is_not_there_too(chat) -> 
             RATING, ASKS[:1], Sampling()))  # fmt: skip
 
 
+def completion(**choice: Any) -> dict[str, Any]:
+    whole = {"index": 0, "finish_reason": "stop", **choice}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [whole]}
+
+
+def message(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def error(code: str, text: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": text, "type": None, "param": "prompt"}}
+
+
+AZURE = "The response was filtered due to the prompt triggering the content management policy."
+MODERATED = "Your chosen model requires moderation and your input was flagged"
+REFUSALS = [
+    {**completion(), "choices": []},
+    {**completion(), "choices": [7]},
+    completion(message=None),
+    completion(message=message([{"type": "text"}]), usage="many"),
+    completion(message=message(None, refusal="I will not."), finish_reason="content_filter"),
+    completion(message=message('{"input": "a", "output": "5"}'), finish_reason="content_filter"),
+    (400, error("content_filter", AZURE)),
+    (400, error("content_policy_violation", "Your request was rejected by our safety system.")),
+    (403, error("403", MODERATED)),
+    (422, {"detail": "Output blocked by content filtering policy"}),
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_refusal_is_a_reply_without_words_and_others_are_answered(chat, answer) -> None:
+    chat.say = lambda message, number: answer if chat.bodies[number]["seed"] == 2 else "4"
+    found = replies(chat, calls=Calls(retries=0))
+    assert [reply.text for reply in found] == ["4", "4", "", "4", "4", "4"]
+    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], "") == [None]
+    assert len(chat.bodies) == 6, "it is not asked again"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []},
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-            {"index": 0, "finish_reason": "content_filter",
-             "message": {"role": "assistant", "content": None, "refusal": "I will not."}}]},
+        (401, error("invalid_api_key", "Incorrect API key; see our content policy")),
+        (403, error("403", "Your account was flagged")),
+        (400, error("context_length_exceeded", "The context has 8192 tokens")),
+        (400, error("model_not_found", "no such model")),
     ],
-)  # fmt: skip
-def test_a_refusal_is_a_reply_without_words(chat, answer) -> None:
+)
+def test_what_concerns_every_request_ends_the_run(chat, answer) -> None:
     chat.say = lambda message, number: answer
+    with pytest.raises(TeacherError, match=answer[1]["error"]["message"]):
+        replies(chat, calls=Calls(retries=0))
+
+
+def test_of_an_answer_that_was_cut_off_what_is_whole_is_read_and_the_rest_counted(chat) -> None:
+    text = '{"input": "Nice.", "output": "4"}\n{"input": "Aw'
+    chat.say = lambda said, number: completion(message=message(text), finish_reason="length")
     (reply,) = replies(chat, ASKS[:1])
-    assert reply == Reply("")
-    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [None]
+    assert (reply.text, reply.cut) == (text, True)
+    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [("Nice.", "4"), None]
+
+
+def without_end() -> Iterator[bytes]:
+    while True:
+        yield b" "
+        time.sleep(0.02)
+
+
+def too_large() -> Iterator[bytes]:
+    while True:
+        yield b" " * (1 << 20)
+
+
+@pytest.mark.parametrize("endless", [lambda: None, without_end, too_large])
+def test_an_answer_without_end_is_given_up_where_others_come(chat, endless) -> None:
+    chat.say = lambda message, number: endless() if chat.bodies[number]["seed"] == 2 else "4"
+    found = replies(chat, calls=Calls(timeout_s=3.0, retries=1, concurrency=2))
+    assert [reply.text for reply in found] == ["4", "4", "", "4", "4", "4"]
+    assert [reply.cut for reply in found] == [False, False, True, False, False, False]
+    assert len(chat.bodies) == 7, "it is asked once more"
+    chat.say = lambda message, number: endless()
+    with pytest.raises(TeacherError, match="APITimeoutError"):
+        replies(chat, calls=Calls(timeout_s=0.3, retries=0))
 
 
 def test_after_a_failure_nothing_new_is_sent_and_what_was_under_way_is_not_lost(chat) -> None:
@@ -199,6 +271,21 @@ def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: 
     with torch.inference_mode():
         first = int(model(torch.tensor([ids])).logits[0, -1].argmax())
     assert one.text.startswith(str(tokenizer.decode([first], skip_special_tokens=True)))
+
+
+def test_of_a_local_model_it_is_known_whether_an_answer_was_at_its_end(chatty_base, plain_base):
+    """Random weights seldom end by themselves; at a mere eight tokens some do not."""
+    for base in (chatty_base, plain_base):
+        teacher = open_teacher(f"hf:{base}", threads=1)
+        ask = Ask("answer", SHOTS, text="Fine.")
+        found = [reply for _, reply in teacher.write(
+            RATING, [replace(ask, seed=seed) for seed in range(40)], Sampling(temperature=3.0)
+        )]  # fmt: skip
+        room = teacher._room(RATING, ask)
+        for reply in found:
+            ended = reply.completion_tokens < room or "\n\n" in reply.text
+            assert reply.cut != ended
+        assert any(reply.cut for reply in found)
 
 
 def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(chatty_base):
