@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,9 +83,10 @@ def read_lamp(questions: Path, outputs: Path | None, task: Task, user: str | Non
     mine = [sample for sample in samples if sample.user == user]
     if not mine:
         raise InputError(f"{questions}: no user {user!r} among {len(users)} (such as {users[0]})")
-    nobodys = [sample for sample in samples if not sample.user]
     golds = _read_golds(outputs, task) if outputs else {}
-    return _lamp_user(user, [*mine, *nobodys], task, golds)
+    found = _lamp_user(user, mine, task, golds)
+    nobodys = [f"{s.where}, {_said(s.odd)}" for s in samples if not s.user]
+    return replace(found, left_out=[*found.left_out, *nobodys])
 
 
 def read_lamp_users(questions: Path, outputs: Path, task: Task) -> Iterator[LampUser]:

@@ -67,7 +67,10 @@ class HuggingFaceTeacher:
         rooms = [self._room(task, ask) for ask in asks]
         prompts = [self._fit(task, ask, room) for ask, room in zip(asks, rooms, strict=True)]
         by_length = sorted(range(len(asks)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(asks), _BATCH):
+        unanswered = [index for index in by_length if not prompts[index]]
+        yield from ((index, Reply("")) for index in unanswered)
+        by_length = by_length[len(unanswered) :]
+        for start in range(0, len(by_length), _BATCH):
             batch = by_length[start : start + _BATCH]
             chosen = [prompts[index] for index in batch]
             seed = int(digest_json([[asks[i].seed for i in batch], chosen])[:12], 16)
@@ -95,13 +98,18 @@ class HuggingFaceTeacher:
         return ask.count * (max(short or lengths) * 3 // 2 + 8)
 
     def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
-        """The prompt's ids with as many of the shots, the last ones, as leave `room` to write."""
+        """The prompt's ids with as many of the shots, the last ones, as leave `room` to write.
+
+        None at all for a held-out question that is itself too long: nothing can be left out of it.
+        """
         tails = [ask.shots[first:] for first in range(len(ask.shots))]
         for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
             ids = self._ids(task, replace(ask, shots=shots))
             if len(ids) + room <= self.base.max_context:
                 return ids
         longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
+        if ask.kind == "answer" and len(ask.text) == longest:
+            return []
         raise InputError(
             f"an item of {longest:,} characters does not fit the teacher's context of "
             f"{self.base.max_context} tokens; take a teacher with a longer context, or a lower "

@@ -201,6 +201,7 @@ def test_an_odd_item_is_left_out_alone_and_named(tmp_path: Path, break_it, says:
         (lambda s: s.pop("profile"), r"sample 1, user 'u', field 'profile': found nothing"),
         (lambda s: s.update(profile={}), r"sample 1, user 'u', field 'profile': found dict"),
         (lambda s: (s.pop("id"), s.pop("user_id")), r"sample 1, field 'id': found nothing"),
+        (lambda s: (s.clear(), s.update(profile=[])), r"sample 1, field 'id': found nothing"),
     ],
 )
 def test_an_odd_question_is_left_out_alone_and_named(tmp_path: Path, break_it, says: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.tasks import TASKS
 from cloud.teachers import Calls, Reply, Sampling, open_teacher
+from protos.base_model import load_tokenizer
 from protos.errors import InputError, TeacherError
 
 HEADLINE, RATING = TASKS["LaMP_4"], TASKS["LaMP_3"]
@@ -258,7 +258,7 @@ def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_bas
 def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: Path) -> None:
     import torch
 
-    from protos.base_model import load_model, load_tokenizer
+    from protos.base_model import load_model
 
     teacher = open_teacher(f"hf:{plain_base}", threads=1)
     greedy = Sampling(temperature=0.0, top_p=1.0)
@@ -274,18 +274,21 @@ def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: 
 
 
 def test_of_a_local_model_it_is_known_whether_an_answer_was_at_its_end(chatty_base, plain_base):
-    """Random weights seldom end by themselves; at a mere eight tokens some do not."""
-    for base in (chatty_base, plain_base):
+    for base, goes_on_after_a_blank_line in ((chatty_base, True), (plain_base, False)):
         teacher = open_teacher(f"hf:{base}", threads=1)
-        ask = Ask("answer", SHOTS, text="Fine.")
-        found = [reply for _, reply in teacher.write(
-            RATING, [replace(ask, seed=seed) for seed in range(40)], Sampling(temperature=3.0)
-        )]  # fmt: skip
-        room = teacher._room(RATING, ask)
-        for reply in found:
-            ended = reply.completion_tokens < room or "\n\n" in reply.text
-            assert reply.cut != ended
-        assert any(reply.cut for reply in found)
+        tokenizer = load_tokenizer(teacher.base)
+        pad, end = tokenizer.pad_token_id or 0, tokenizer.eos_token_id
+        word = tokenizer("news", add_special_tokens=False)["input_ids"][0]
+        blank = list(tokenizer("news\n\n", add_special_tokens=False)["input_ids"])
+
+        def cut(row: list[int], room: int, teacher=teacher, pad=pad) -> bool:
+            return teacher._reply(9, row, pad, room).cut
+
+        assert cut([word] * 4, 4)
+        assert not cut([word] * 4, 5), "nobody in the batch needed all of the room"
+        assert not cut([word, word, word, end], 4)
+        assert not cut([word, end, pad, pad], 4)
+        assert cut(blank, len(blank)) == goes_on_after_a_blank_line
 
 
 def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(chatty_base):
@@ -294,6 +297,10 @@ def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(c
     assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
     with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
         list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
+    asked = [Ask("answer", SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
+    found = dict(teacher.write(RATING, asked, Sampling()))
+    assert found[0] == Reply(""), "a question that does not fit is not answered, and others are"
+    assert found[1].completion_tokens
 
 
 @pytest.mark.parametrize(
