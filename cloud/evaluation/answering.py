@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cloud import seeds
 from cloud.answers import Answers
@@ -18,7 +17,7 @@ from cloud.augment import behind, scrubber_for
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import OTHER, TEACHER, Arm
 from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
-from cloud.evaluation.student import Answer
+from cloud.evaluation.student import Answer, Student
 from cloud.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
@@ -27,9 +26,6 @@ from cloud.train import frozen_dtype
 from protos.artifacts import Artifact, digest_json, read_json, tool_versions
 from protos.base_model import prompt_ids
 from protos.progress import Progress
-
-if TYPE_CHECKING:
-    from cloud.evaluation.student import Student
 
 _LABEL_ROOM = 8
 _GREEDY = Sampling(temperature=0.0, top_p=1.0)
@@ -72,8 +68,6 @@ def answers_of(
     means: Means, out: Path, config: EvaluateConfig, progress: Progress,
 ) -> Answered:  # fmt: skip
     """Let each arm answer each user's questions."""
-    from cloud.evaluation.student import Student
-
     student = Student(means.base, frozen_dtype(means.training), means.threads)
     found = Answered()
     for number, arm in enumerate(arms):

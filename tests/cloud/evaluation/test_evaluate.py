@@ -271,7 +271,7 @@ ARABIC = [("ذهبت اليوم إلى المتحف لأرى المعرض", "م�
           ("أغلقت المدارس أبوابها بسبب الثلج", "الثلج يغلق المدارس")]  # fmt: skip
 CODE = [("def f(x):\n    return x + 1", "Adds one"), ("<p>Hello <b>you</b></p>", "Greets in bold"),
         ("for i in range(9):\n    print(i)", "Prints nine numbers")]  # fmt: skip
-LONG = [(f"The museum number {n} is open. " * 1700, f"museum {n} opens") for n in range(3)]
+LONG = [(f"The museum number {n} is open. " * 1800, f"museum {n} opens") for n in range(3)]
 
 
 def user_of(name: str, pairs: list[tuple[str, str]]) -> Any:
