@@ -132,7 +132,7 @@ class HuggingFaceTeacher:
 
         model, tokenizer = self._weights(), self._words
         longest = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
         mask = [[int(k >= longest - len(ids)) for k in range(longest)] for ids in prompts]
         stop = None if self._chats else [_STOP]
