@@ -99,7 +99,7 @@ def alone(model: Any, tokenizer: Any, ids: Sequence[int]) -> str:
 def _requests() -> Any:
     files = USERS / TASK.name
     first = json.loads((files / "dev_questions.json").read_text("utf-8"))[0]["user_id"]
-    _, items, _ = read_lamp(files / "dev_questions.json", None, TASK, first)
+    items = read_lamp(files / "dev_questions.json", None, TASK, first).items
     return requests(TASK, items, {"new": 1.0}, 8, 24_000, 1, seed=0)
 
 

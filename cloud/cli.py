@@ -25,12 +25,15 @@ from protos.errors import InputError, PocketuneError
 from protos.progress import shown
 
 if TYPE_CHECKING:
-    from cloud.profiles import Profile
+    from cloud.profiles import Item, Profile, Question
+    from cloud.tasks import Task
     from cloud.teachers import Teacher
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 C = TypeVar("C")
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_NAMED = 5
+"""Of what an import leaves out, so many are named on the terminal."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 seed_option = click.option("--seed", default=0, show_default=True, help="Seed of all randomness.")
@@ -130,6 +133,11 @@ def profile() -> None:
 @click.option("--out", required=True, type=DIRECTORY, help="Where the Profile goes.")
 @profile_options
 @click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    help="Held-out questions for `eval`, in JSONL, where the items are in JSONL.",
+)
+@click.option(
     "--contributes",
     is_flag=True,
     help="The user allows an adapter for all users of the task to learn from the items, too.",
@@ -138,12 +146,20 @@ def profile() -> None:
 def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None:
     """Import one user's items from a LaMP questions file or from JSONL.
 
+    Importing again renews the consent: its days begin anew.
+
+    \b
+    A line of JSONL is {"input": …, "output": …}, with "date" and "id" if they are known. A line of
+    --questions is {"input": …} with the answer as "output"; from the first "date" of a question on,
+    items are left out.
+
     \b
     Examples:
       pocketune profile import dev_questions.json --outputs dev_outputs.json \\
           --user 42 --out work/profile
       pocketune profile import items.jsonl --task mails --kind generation \\
-          --prompt "Write a subject for this mail: {input}" --out work/profile
+          --prompt "Write a subject for this mail: {input}" --out work/profile \\
+          --questions held-out.jsonl
     """
     started = time.monotonic()
     print_result(import_profile(source, out, **given), started, as_json)
@@ -385,17 +401,25 @@ def import_profile(source: Path, out: Path, **given: Any) -> Artifact:
     """
     from cloud.profiles import write_profile
 
-    return write_profile(read_source(source, **given), out)
+    read = read_source(source, **given)
+    made = write_profile(read, out)
+    for each in read.left_out[:_NAMED]:
+        click.echo(f"Left out: {each}", err=True)
+    if more := len(read.left_out[_NAMED:]):
+        click.echo(f"Left out: {more} more, all of them in {out / MANIFEST}", err=True)
+    return made
 
 
-def read_source(source: Path, **given: Any) -> Profile:
+def read_source(source: Path, *, questions: Path | None = None, **given: Any) -> Profile:
     """Read one user's profile from a LaMP questions file or from JSONL, without writing anything.
+
+    questions: held-out questions in JSONL, for items in JSONL.
 
     Raises:
         InputError: names the file, the line and the field.
     """
     from cloud.lamp import named_task, read_lamp, task_of
-    from cloud.profiles import Profile, read_jsonl_items
+    from cloud.profiles import Profile
     from cloud.tasks import TASKS, custom_task
 
     consent = pick(Consent, given)
@@ -403,16 +427,37 @@ def read_source(source: Path, **given: Any) -> Profile:
     if source.suffix == ".json":
         if name is None and outputs is None:
             raise InputError(f"{source}: which task? Give --task or --outputs")
+        if questions:
+            raise InputError(f"{source}: has its own questions; --questions is for items in JSONL")
         task = named_task(name, "--task") if name else task_of(outputs)
-        user, items, questions = read_lamp(source, outputs, task, user)
-    else:
-        labels = tuple(label.strip() for label in given["labels"].split(",") if label.strip())
-        task = TASKS.get(name or "")
-        if task is None:
-            kind = given["kind"] or "generation"
-            task = custom_task(name or source.stem, kind, given["prompt"], labels)
-        items, questions = read_jsonl_items(source, task), []
-    return Profile(task, user or source.stem, given["language"], consent, items, questions)
+        read = read_lamp(source, outputs, task, user)
+        return Profile(
+            task, read.name, given["language"], consent, read.items, read.questions, read.left_out
+        )
+    labels = tuple(label.strip() for label in given["labels"].split(",") if label.strip())
+    task = TASKS.get(name or "")
+    if task is None:
+        kind = given["kind"] or "generation"
+        task = custom_task(name or source.stem, kind, given["prompt"], labels)
+    user = user or source.stem
+    items, asked, left_out = _read_jsonl(source, questions, task, user)
+    return Profile(task, user, given["language"], consent, items, asked, left_out)
+
+
+def _read_jsonl(
+    source: Path, questions: Path | None, task: Task, user: str
+) -> tuple[list[Item], list[Question], list[str]]:
+    """Items, held-out questions, and which items are no older than the first of these."""
+    from cloud.jsonl import read_items, read_questions, split_at
+
+    items = read_items(source, task)
+    if questions is None:
+        return items, [], []
+    asked = read_questions(questions, task, user)
+    dates = [date for _, date in asked if date]
+    older, later = split_at(items, min(dates)) if dates else (items, [])
+    left_out = [f"{source}, user {user!r}, {each}" for each in later]
+    return older, [question for question, _ in asked], left_out
 
 
 def pick(config: type[C], given: dict[str, Any]) -> C:

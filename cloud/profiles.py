@@ -1,19 +1,20 @@
 """A profile: one user's own items for one task, in time order, and what they consented to.
 
-In: LaMP files (`cloud/lamp.py`) or plain JSONL. Out: a Profile artifact with `items.jsonl`, and
-`questions.jsonl` for held-out questions that only evaluation and the leakage filter may read.
+In: LaMP files (`cloud/lamp.py`) or plain JSONL (`cloud/jsonl.py`). Out: a Profile artifact with
+`items.jsonl`, and `questions.jsonl` for held-out questions that only evaluation and the leakage
+filter may read. Its `created` is the day of the consent: importing again is agreeing again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import date
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from cloud.dates import read_date
 from cloud.tasks import Task, task_from_config
 from protos.artifacts import Artifact, create, finished, open_artifact
 from protos.errors import InputError
@@ -23,11 +24,12 @@ MIN_ITEMS = 2
 """One item to learn from and one to check by."""
 ITEMS_FILE = "items.jsonl"
 QUESTIONS_FILE = "questions.jsonl"
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that the user wrote or decided. date: ISO (YYYY-MM-DD), or empty if unknown."""
+    """One thing that the user wrote or decided. date: see `cloud/dates.py`; empty if unknown."""
 
     id: str
     input: str
@@ -64,7 +66,11 @@ class Consent:
 
 @dataclass(frozen=True)
 class Profile:
-    """Everything that an opened Profile artifact holds. items: oldest first."""
+    """Everything that an opened Profile artifact holds.
+
+    items: oldest first. left_out: what was in the files and is not among these, by place and
+    reason.
+    """
 
     task: Task
     user: str
@@ -72,6 +78,7 @@ class Profile:
     consent: Consent
     items: list[Item]
     questions: list[Question]
+    left_out: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,11 @@ class ItemError(Exception):
 
 
 def write_profile(profile: Profile, out: Path) -> Artifact:
-    """Check the profile as a whole and write it; an unchanged one is left as it is.
+    """Check the profile as a whole and write it; one that is unchanged since today's is left.
 
-    Items go by date; those of one day stay in their order, those without a date count as oldest.
+    Items go by date; those of one date stay in their order, those without one count as oldest. An
+    unchanged profile of an earlier day is dated anew, and keeps its id, so that whatever was made
+    of it stays valid.
 
     Raises:
         InputError: fewer than two items.
@@ -94,7 +103,7 @@ def write_profile(profile: Profile, out: Path) -> Artifact:
     if len(items) < MIN_ITEMS:
         raise InputError(
             f"user {profile.user!r} has {len(items)} items for {profile.task.name}, expected at "
-            f"least {MIN_ITEMS}: one to learn from and one to check by"
+            f"least {MIN_ITEMS}: one to learn from and one to check by{but_left_out(profile)}"
         )
     config = {
         "task": profile.task.to_config(),
@@ -104,15 +113,36 @@ def write_profile(profile: Profile, out: Path) -> Artifact:
     }
     rows = {ITEMS_FILE: items, QUESTIONS_FILE: profile.questions}
     contents = {name: "".join(map(_json_line, values)) for name, values in rows.items()}
+    measured = {
+        "items": len(items),
+        "undated": sum(not item.date for item in items),
+        "questions": len(profile.questions),
+        "left_out": profile.left_out,
+    }
     current = finished(out, "Profile", {}, config)
-    if current and all(current.file(n).read_text("utf-8") == t for n, t in contents.items()):
+    if current and _is_todays(current, contents, measured):
         return current
     with create(out, "Profile", {}, config) as draft:
         for name, text in contents.items():
             (draft.path / name).write_text(text, encoding="utf-8")
-        undated = sum(not item.date for item in items)
-        draft.measured.update(items=len(items), undated=undated, questions=len(profile.questions))
+        draft.measured.update(measured)
     return open_artifact(out, "Profile")
+
+
+def _is_todays(current: Artifact, contents: dict[str, str], measured: dict[str, Any]) -> bool:
+    today = datetime.now(UTC).date().isoformat()
+    return (
+        current.manifest.created.startswith(today)
+        and current.manifest.measured == measured
+        and all(current.file(name).read_text("utf-8") == text for name, text in contents.items())
+    )
+
+
+def but_left_out(profile: Profile) -> str:
+    """What was left out, for the end of a message about what is too little; the first by name."""
+    if not profile.left_out:
+        return ""
+    return f"; left out {len(profile.left_out)}, first: {profile.left_out[0]}"
 
 
 def read_profile(artifact: Artifact) -> Profile:
@@ -125,46 +155,11 @@ def read_profile(artifact: Artifact) -> Profile:
         consent=Consent(**config["consent"]),
         items=[Item(**row) for row in read_rows(artifact.file(ITEMS_FILE))],
         questions=[Question(**row) for row in read_rows(artifact.file(QUESTIONS_FILE))],
+        left_out=list(artifact.manifest.measured.get("left_out", ())),
     )
 
 
-def read_jsonl_items(path: Path, task: Task) -> list[Item]:
-    """Items from plain JSONL: `{"input": …, "output": …, "date": …}` a line, `date` optional.
-
-    Raises:
-        InputError: names the file, the line and the field.
-    """
-    items: list[Item] = []
-    for number, line in numbered_lines(path):
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}, column {error.colno}: not JSON ({error.msg})") from None
-        except RecursionError:
-            raise InputError(f"{where}: JSON nested too deeply") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: expected an object, found {type(row).__name__}")
-        items.append(at(where, partial(jsonl_item, row, str(number), task)))
-    return items
-
-
-def jsonl_item(row: dict[str, Any], default_id: str, task: Task) -> Item:
-    """One item from one object.
-
-    Raises:
-        ItemError: names the field.
-    """
-    unknown = sorted(set(row) - {"id", "input", "output", "date"})
-    if unknown:
-        raise ItemError(unknown[0], "unknown field, expected input, output, date and id")
-    output = text_field(row, "output")
-    check_label(task, output, "output")
-    identifier = str(row.get("id", default_id))
-    return Item(identifier, text_field(row, "input"), output, date_field(row))
-
-
-def at(where: str, make: Callable[[], Item]) -> Item:
+def at(where: str, make: Callable[[], Row]) -> Row:
     """Run `make` and turn an `ItemError` into an `InputError` that says where."""
     try:
         return make()
@@ -193,45 +188,31 @@ def text_field(row: dict[str, Any], name: str) -> str:
 
 
 def date_field(row: dict[str, Any]) -> str:
-    """The item's date as YYYY-MM-DD, or empty where there is none."""
+    """The item's date in the form of `cloud/dates.py`, or empty where there is none."""
     value = row.get("date")
-    if value is None or value == "":
-        return ""
     try:
-        return date.fromisoformat(str(value)[:10]).isoformat()
+        return read_date(value)
     except ValueError:
-        raise ItemError("date", f"expected YYYY-MM-DD, found {str(value)[:40]!r}") from None
+        found = repr(value)[:40]
+        raise ItemError("date", f"expected YYYY-MM-DD or a time, found {found}") from None
+
+
+def answer_field(row: dict[str, Any], name: str, task: Task) -> str:
+    """The user's own answer to a held-out question: text, or one of the labels that it may be."""
+    answer = text_field(row, name)
+    _check_among(task.answer_labels, task, answer, name)
+    return answer
 
 
 def check_label(task: Task, output: str, field: str) -> None:
     """Refuse an output that is none of the task's labels."""
-    if task.labels and output not in task.labels:
-        known = ", ".join(task.labels[:20])
-        raise ItemError(field, f"{output[:40]!r} is no label of {task.name} (known: {known})")
+    _check_among(task.labels, task, output, field)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The non-blank lines of a UTF-8 file, counted from 1.
-
-    Raises:
-        InputError: missing, not UTF-8 (names the line), or no line in it.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    found = False
-    with path.open("rb") as stream:
-        for number, raw in enumerate(stream, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise InputError(
-                    f"{path}, line {number}: not UTF-8 at byte {error.start}"
-                ) from None
-            if line:
-                found = True
-                yield number, line
-    if not found:
-        raise InputError(f"{path}: empty, expected at least {MIN_ITEMS} items")
+def _check_among(labels: Sequence[str], task: Task, text: str, field: str) -> None:
+    if labels and text not in labels:
+        known = ", ".join(labels[:20])
+        raise ItemError(field, f"{text[:40]!r} is no label of {task.name} (known: {known})")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

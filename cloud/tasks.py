@@ -74,6 +74,10 @@ class Task:
         """The instruction for one input, as the phone's model is asked it."""
         return self.prompt.replace("{input}", text)
 
+    def asked(self, text: str) -> str:
+        """A held-out question about one input, as everybody who is to answer it is asked it."""
+        return (self.question or self.prompt).replace("{input}", text)
+
     def question_input(self, query: str) -> str:
         """The part of a LaMP question that is not template, or the whole where it has none."""
         head, _, tail = (self.question or self.prompt).partition("{input}")

@@ -27,6 +27,7 @@ _KINDS = {
     "rating": profiles_pb2.TASK_KIND_RATING,
 }
 _METHOD = "PersonalizeProfile"
+_DAY = len("2026-01-31")
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def send_items(client: Client, name: str, profile: Profile) -> profiles_pb2.Appe
     would be taken for the same items.
     """
     items = [
-        profiles_pb2.Item(input=item.input, output=item.output, date=item.date)
+        profiles_pb2.Item(input=item.input, output=item.output, date=item.date[:_DAY])
         for item in profile.items
     ]
     with shown("upload") as progress:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cloud import seeds
 from cloud.answers import Answers
@@ -18,6 +17,7 @@ from cloud.augment import behind, scrubber_for
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import OTHER, TEACHER, Arm
 from cloud.evaluation.inputs import EvaluateConfig, Made, Means, Person, context
+from cloud.evaluation.student import Answer, Student
 from cloud.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
@@ -27,25 +27,30 @@ from protos.artifacts import Artifact, digest_json, read_json, tool_versions
 from protos.base_model import prompt_ids
 from protos.progress import Progress
 
-if TYPE_CHECKING:
-    from cloud.evaluation.student import Student
-
 _LABEL_ROOM = 8
 _GREEDY = Sampling(temperature=0.0, top_p=1.0)
 
 
 @dataclass
 class Answered:
-    """What was said, by arm and user. truncated: prompts that lost their beginning, by arm.
+    """What was said, by arm and user.
 
-    spent: what the teacher wrote, by user. device_ms: of an answer by the phone's runtime, by arm,
-    for the first user; empty where it is not measured.
+    truncated: prompts that lost their beginning, by arm. cut: answers that were not at their end
+    when the room for them was, by arm; of the teacher's those of which it is known. spent: what the
+    teacher wrote, by user. device_ms: of an answer by the phone's runtime, by arm, for the first
+    user; empty where it is not measured.
     """
 
     said: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
     truncated: Counter[str] = field(default_factory=Counter[str])
+    cut: Counter[str] = field(default_factory=Counter[str])
     spent: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     device_ms: dict[str, float] = field(default_factory=dict[str, float])
+
+    def add(self, key: tuple[str, str], said: Sequence[Answer]) -> None:
+        """Take in what an arm said to a user's questions."""
+        self.said[key] = [answer.text for answer in said]
+        self.cut[key[0]] += sum(answer.cut for answer in said)
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,6 @@ def answers_of(
     means: Means, out: Path, config: EvaluateConfig, progress: Progress,
 ) -> Answered:  # fmt: skip
     """Let each arm answer each user's questions."""
-    from cloud.evaluation.student import Student
-
     student = Student(means.base, frozen_dtype(means.training), means.threads)
     found = Answered()
     for number, arm in enumerate(arms):
@@ -73,13 +76,14 @@ def answers_of(
             done = (number + place / len(people)) / len(arms)
             progress(f"{arm.name}: answers of {person.name}", done)
             if arm.name == TEACHER:
-                found.said[key], found.spent[person.name] = _teacher(person, means, config)
+                said, found.spent[person.name] = _teacher(person, means, config)
+                found.add(key, said)
                 continue
             owner = partners[person.name] if arm.name == OTHER else person.name
             adapter = adapters[arm.data, owner] if arm.data else None
             prompts = _prompts(student, arm, person, means, config)
             found.truncated[arm.name] += prompts.truncated
-            found.said[key] = _student(student, prompts, adapter, out / "answers")
+            found.add(key, _student(student, prompts, adapter, out / "answers"))
             if means.device and not place:
                 progress(f"{arm.name}: answers of {person.name} by the phone's runtime", done)
                 found.device_ms[arm.name] = means.device(adapter, prompts.queries, prompts.room)
@@ -113,17 +117,17 @@ def _prompts(
 
 def _student(
     student: Student, prompts: Prompts, adapter: Artifact | None, folder: Path
-) -> list[str]:
+) -> list[Answer]:
     """Answers by the base model; those that were given before from their file."""
     key = digest_json([
         student.base.digest, str(student.dtype), adapter.id if adapter else "", prompts.ids,
-        prompts.room, tool_versions(),
+        prompts.room, tool_versions(), [each.name for each in fields(Answer)],
     ])[:32]  # fmt: skip
     path = folder / f"{key}.json"
     if path.is_file():
-        return read_json(path)
+        return [Answer(**row) for row in read_json(path)]
     said = student.answers(prompts.ids, prompts.room, adapter)
-    store(path, said)
+    store(path, [asdict(answer) for answer in said])
     return said
 
 
@@ -137,7 +141,7 @@ def _room(student: Student, person: Person) -> int:
 
 def _teacher(
     person: Person, means: Means, config: EvaluateConfig
-) -> tuple[list[str], dict[str, int]]:
+) -> tuple[list[Answer], dict[str, int]]:
     """What the teacher says when it is shown the user's items, and the tokens of it."""
     task, items, augmenting = person.user.task, person.user.items, means.augmenting
     sent = [Item(question.id, question.input, question.query) for question in person.asked]
@@ -153,7 +157,8 @@ def _teacher(
     folder.mkdir(parents=True, exist_ok=True)
     answers = Answers(folder)
     replies = answers.of(teacher, task, asks, _GREEDY)
-    read = [
-        teacher.read(task, ask, reply.text)[0] for ask, reply in zip(asks, replies, strict=True)
-    ]
-    return [pair[1] if pair else "" for pair in read], asdict(answers.spent[teacher.name])
+    said: list[Answer] = []
+    for ask, reply in zip(asks, replies, strict=True):
+        pair = teacher.read(task, ask, reply.text)[0]
+        said.append(Answer(pair[1] if pair else "", reply.cut))
+    return said, asdict(answers.spent[teacher.name])

@@ -1,9 +1,10 @@
 """Evaluate: the same users' held-out questions, answered in several ways, compared user by user.
 
 In: Profiles with questions, a base model and a teacher. Out: an Evaluation: `evaluation.json` with
-every user's scores, and the answers of each arm in LaMP's own format. Whatever is made on the way
-(Datasets, Adapters, answers) is kept beside it, so that a killed run goes on, and a changed one
-makes only what the change concerns. Nothing but the scores is made from a held-out answer.
+every user's scores, and the answers of each arm, beside the users' own, in LaMP's own format.
+Whatever is made on the way (Datasets, Adapters, answers) is kept beside it, so that a killed run
+goes on, and a changed one makes only what the change concerns. Nothing but the scores is made from
+a held-out answer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from cloud.evaluation.inputs import (
     has,
     really_others,
 )
-from cloud.evaluation.results import RESULTS_FILE, results
+from cloud.evaluation.results import GOLDS_FILE, RESULTS_FILE, results
 from cloud.lamp import write_predictions
 from cloud.task_adapter import task_dataset
 from cloud.train import Member, train_many
@@ -80,7 +81,7 @@ def evaluate(
     with create(out / "evaluation", "Evaluation", parents, resolved) as draft:
         found = results(arms, people, said, config.seed)
         for name, row in found["arms"].items():
-            row["truncated"] = answered.truncated[name]
+            row["truncated"], row["cut"] = answered.truncated[name], answered.cut[name]
             row["empty"] = sum(not text for person in people for text in said[name, person.name])
         for row in found["users"]:
             row["other"] = partners[row["user"]] if has(arms, OTHER) else None
@@ -91,6 +92,8 @@ def evaluate(
         })  # fmt: skip
         (draft.path / "predictions").mkdir()
         task = people[0].user.task
+        golds = {each.id: str(each.output) for person in people for each in person.asked}
+        write_predictions(draft.path / GOLDS_FILE, task, golds)
         for arm in arms:
             answers = {
                 question.id: text

@@ -33,13 +33,20 @@ def markdown(evaluation: Artifact) -> str:
     parts = [head, _arms(found, measured["costs"]), _conclusions(found), _by_items(found)]
     for what, name in (
         ("Prompts that were too long and lost their beginning", "truncated"),
+        ("Answers that were cut off, not at their end when the room for them was", "cut"),
         ("Questions to which nothing was said", "empty"),
     ):
-        if counts := [f"{arm} {row[name]}" for arm, row in found["arms"].items() if row[name]]:
+        if counts := [f"{arm} {row[name]}" for arm, row in found["arms"].items() if row.get(name)]:
             parts.append(f"{what}: {', '.join(counts)}.\n")
     if found["left_out"]:
         reasons = "; ".join(f"{user}: {why}" for user, why in found["left_out"].items())
         parts.append(f"Left out: {reasons}.\n")
+    if odd := found.get("odd"):
+        counts = ", ".join(f"{user} {len(each)}" for user, each in odd.items())
+        parts.append(
+            f"Items and questions that are odd or too late were left out, of {counts}; the first: "
+            f"{next(iter(odd.values()))[0]}. `evaluation.json` has all of them.\n"
+        )
     if fell := [row["user"] for row in found["users"] if row["fell_back"]]:
         parts.append(
             f"Nothing that the teacher wrote passed for {len(fell)} of them ({', '.join(fell)}): "

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cloud.evaluation.inputs import Person
 
 RESULTS_FILE = "evaluation.json"
+GOLDS_FILE = "golds.json"
+"""The users' own answers to exactly the questions that were asked, in LaMP's format."""
 MAIN = {"classification": "accuracy", "rating": "mae", "generation": "rouge-L"}
 """The measure that tables and plots go by, for each kind of answer."""
 LOWER_IS_BETTER = ("mae", "rmse")
@@ -30,7 +32,7 @@ def results(arms: Sequence[Arm], people: Sequence[Person], said: Said, seed: int
     """All scores and gains.
 
     An arm's `pooled` scores are LaMP's own, over all questions of all users at once. Gains are over
-    users: each counts once, however many questions it has.
+    users: each counts once, however many questions it has. `odd`: what their imports left out.
     """
     task = people[0].user.task
     users = [_user(person, arms, said) for person in people]
@@ -61,6 +63,7 @@ def results(arms: Sequence[Arm], people: Sequence[Person], said: Said, seed: int
             for metric in metrics
         },
         "users": users,
+        "odd": {each.name: each.user.left_out for each in people if each.user.left_out},
     }  # fmt: skip
 
 

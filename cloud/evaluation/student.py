@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from protos.artifacts import Artifact
@@ -18,6 +19,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _BATCH = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said. cut: it was not at its end when the room for it was."""
+
+    text: str
+    cut: bool
 
 
 class Student:
@@ -31,18 +40,16 @@ class Student:
 
     def answers(
         self, prompts: Sequence[Sequence[int]], room: int, adapter: Artifact | None
-    ) -> list[str]:
+    ) -> list[Answer]:
         """What the model says to each prompt, in at most `room` tokens."""
         by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-        said = [""] * len(prompts)
+        said: dict[int, Answer] = {}
         with self._adapted(adapter) as model:
             for start in range(0, len(by_length), _BATCH):
                 batch = by_length[start : start + _BATCH]
-                for index, text in zip(
-                    batch, self._generate(model, [prompts[i] for i in batch], room), strict=True
-                ):
-                    said[index] = text
-        return said
+                made = self._generate(model, [prompts[i] for i in batch], room)
+                said.update(zip(batch, made, strict=True))
+        return [said[index] for index in range(len(prompts))]
 
     @contextmanager
     def _adapted(self, adapter: Artifact | None) -> Generator[Any]:
@@ -59,7 +66,7 @@ class Student:
         finally:
             adapted.unload()
 
-    def _generate(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> list[str]:
+    def _generate(self, model: Any, prompts: Sequence[Sequence[int]], room: int) -> list[Answer]:
         import torch
 
         pad = self._stops[0]
@@ -72,11 +79,13 @@ class Student:
                 attention_mask=torch.tensor(mask, device=model.device),
                 max_new_tokens=room,
             )[:, longest:].tolist()
-        return [self._text(ids) for ids in output]
+        return [self._answer(ids) for ids in output]
 
-    def _text(self, ids: list[int]) -> str:
+    def _answer(self, ids: list[int]) -> Answer:
+        """What ids say up to the first one that stops the model; cut if there is none."""
         end = next((place for place, one in enumerate(ids) if one in self._stops), len(ids))
-        return str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        text = str(self.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+        return Answer(text, cut=end == len(ids))
 
     def _weights(self) -> PreTrainedModel:
         if self._model is None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloud.evaluation.inputs import user_folder
 from cloud.lamp import named_task, read_lamp_users, task_of
-from cloud.profiles import MIN_ITEMS, Consent, Profile, write_profile
+from cloud.profiles import MIN_ITEMS, Consent, Profile, but_left_out, write_profile
 from protos.artifacts import MANIFEST, Artifact, open_artifact
 from protos.errors import InputError
 
@@ -60,18 +60,26 @@ def _from_lamp(
     found = Users()
 
     def sound() -> Iterator[Profile]:
-        for user, items, asked in read_lamp_users(questions, outputs, task):
-            if len(items) < MIN_ITEMS:
-                found.left_out[user] = f"{len(items)} items before the first question"
+        for read in read_lamp_users(questions, outputs, task):
+            user = Profile(
+                task, read.name, "und", consent, read.items, read.questions, read.left_out
+            )
+            if len(user.items) < MIN_ITEMS:
+                few = f"{len(user.items)} items before the first question"
+                found.left_out[user.user] = few + but_left_out(user)
             else:
-                yield Profile(task, user, "und", consent, items, asked)
+                yield user
 
     found.profiles = [
         write_profile(user, user_folder(out, user.user) / "profile")
         for user in islice(sound(), most)
     ]
     if not found.profiles:
-        raise InputError(f"{questions}: no user has {MIN_ITEMS} items before the first question")
+        first, why = next(iter(found.left_out.items()))
+        raise InputError(
+            f"{questions}: no user has {MIN_ITEMS} items before the first question (user {first}: "
+            f"{why})"
+        )
     return found
 
 

@@ -30,11 +30,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer as the teacher wrote it. Tokens: None where a server does not count them."""
+    """One answer as the teacher wrote it.
+
+    Tokens: None where a server does not count them. cut: it was not at its end when the room for it
+    was.
+    """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _BATCH = 32
 _ITEMS_PER_CHAT = 5
 _LABEL_ROOM = 8
+_STOP = "\n\n"
+"""What ends a block of a continuation."""
 
 
 @dataclass
@@ -65,7 +67,10 @@ class HuggingFaceTeacher:
         rooms = [self._room(task, ask) for ask in asks]
         prompts = [self._fit(task, ask, room) for ask, room in zip(asks, rooms, strict=True)]
         by_length = sorted(range(len(asks)), key=lambda index: len(prompts[index]))
-        for start in range(0, len(asks), _BATCH):
+        unanswered = [index for index in by_length if not prompts[index]]
+        yield from ((index, Reply("")) for index in unanswered)
+        by_length = by_length[len(unanswered) :]
+        for start in range(0, len(by_length), _BATCH):
             batch = by_length[start : start + _BATCH]
             chosen = [prompts[index] for index in batch]
             seed = int(digest_json([[asks[i].seed for i in batch], chosen])[:12], 16)
@@ -93,13 +98,18 @@ class HuggingFaceTeacher:
         return ask.count * (max(short or lengths) * 3 // 2 + 8)
 
     def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
-        """The prompt's ids with as many of the shots, the last ones, as leave `room` to write."""
+        """The prompt's ids with as many of the shots, the last ones, as leave `room` to write.
+
+        None at all for a held-out question that is itself too long: nothing can be left out of it.
+        """
         tails = [ask.shots[first:] for first in range(len(ask.shots))]
         for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
             ids = self._ids(task, replace(ask, shots=shots))
             if len(ids) + room <= self.base.max_context:
                 return ids
         longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
+        if ask.kind == "answer" and len(ask.text) == longest:
+            return []
         raise InputError(
             f"an item of {longest:,} characters does not fit the teacher's context of "
             f"{self.base.max_context} tokens; take a teacher with a longer context, or a lower "
@@ -122,10 +132,10 @@ class HuggingFaceTeacher:
 
         model, tokenizer = self._weights(), self._words
         longest = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
         mask = [[int(k >= longest - len(ids)) for k in range(longest)] for ids in prompts]
-        stop = None if self._chats else ["\n\n"]
+        stop = None if self._chats else [_STOP]
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
             generate: Any = model.generate
@@ -139,13 +149,16 @@ class HuggingFaceTeacher:
                 tokenizer=tokenizer if stop else None,
             )[:, longest:]
         return [
-            Reply(
-                str(tokenizer.decode(row, skip_special_tokens=True)),
-                len(ids),
-                int((row != pad).sum()),
-            )
+            self._reply(len(ids), row.tolist(), pad, room)
             for ids, row in zip(prompts, output, strict=True)
         ]
+
+    def _reply(self, prompt_tokens: int, row: list[int], pad: int, room: int) -> Reply:
+        text = str(self._words.decode(row, skip_special_tokens=True))
+        ends = {pad, *_listed(self._weights().generation_config.eos_token_id)}
+        stopped = not self._chats and _STOP in text
+        cut = len(row) == room and row[-1] not in ends and not stopped
+        return Reply(text, prompt_tokens, sum(one != pad for one in row), cut)
 
     def _weights(self) -> PreTrainedModel:
         if self._model is None:
@@ -166,3 +179,8 @@ def _drawing(sampling: Sampling) -> dict[str, Any]:
         return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
     draw = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return {"do_sample": True, **draw}
+
+
+def _listed(ids: Any) -> list[int]:
+    """Stop ids, of which a model may have none, one or a list."""
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]

@@ -2,10 +2,13 @@
 
 In: requests. Out: replies as they arrive, from as many calls at once as allowed, at the pace that
 is allowed. The client library retries what may pass (time-outs, 408, 409, 429, 5xx) with back-off.
+What concerns one request only, a refusal or an answer without end, is a reply without words; what
+concerns all of them ends the run.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +26,11 @@ from protos.errors import TeacherError
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ITEMS_PER_ASK = 5
 _CHARS_PER_TOKEN = 4
+_REFUSALS = (400, 403, 422, 451)
+_POLICY = re.compile(
+    r"content[\s_-]*(filter|policy|management)|moderation|(input|prompt|request) was flagged", re.I
+)
+"""How servers say that they will not answer this very request."""
 
 
 @dataclass
@@ -38,6 +46,7 @@ class OpenAITeacher:
 
     def __post_init__(self) -> None:
         self._pace = Pace(self.calls)
+        self._answered = float("-inf")
 
     @property
     def name(self) -> str:
@@ -64,6 +73,8 @@ class OpenAITeacher:
             return
         import openai
 
+        from cloud.teachers.bounded import bounding
+
         stopped = threading.Event()
 
         def hold_back(request: Any) -> None:
@@ -74,8 +85,10 @@ class OpenAITeacher:
             api_key=self.api_key,
             timeout=self.calls.timeout_s,
             max_retries=self.calls.retries,
-            # the hook sees every request, those of retries included
-            http_client=openai.DefaultHttpxClient(event_hooks={"request": [hold_back]}),
+            # the hooks see every request, those of retries included
+            http_client=openai.DefaultHttpxClient(
+                event_hooks={"request": [hold_back], "response": [bounding(self.calls.timeout_s)]}
+            ),
         )
         with client:
             try:
@@ -90,14 +103,29 @@ class OpenAITeacher:
                 raise TeacherError(f"{self.name}: {type(error).__name__}: {reason}") from None
 
     def _call(self, client: Any, task: Task, ask: Ask, sampling: Sampling) -> Reply:
-        answer = client.chat.completions.create(
-            model=self.model,
-            messages=self.prompt(task, ask),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=ask.seed,
-        )
-        reply = _reply(answer)
+        import openai
+
+        started = time.monotonic()
+        try:
+            answer = client.chat.completions.create(
+                model=self.model,
+                messages=self.prompt(task, ask),
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                seed=ask.seed,
+            )
+        except openai.APITimeoutError:
+            # a server that has answered others meanwhile is there; this answer has no end
+            if self._answered < started:
+                raise
+            reply = Reply("", cut=True)
+        except openai.APIStatusError as error:
+            if not _is_refusal(error.status_code, error.body):
+                raise
+            reply = Reply("")
+        else:
+            reply = _reply(answer)
+        self._answered = time.monotonic()
         self._pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
         return reply
 
@@ -141,8 +169,13 @@ def _as_they_come(
         raise failure
 
 
+def _is_refusal(status: int, body: object) -> bool:
+    """Whether a server will not answer this very request for what is in it."""
+    return status in _REFUSALS and bool(_POLICY.search(str(body)))
+
+
 def _reply(answer: Any) -> Reply:
-    """What a server sent; one that is no completion at all is a reply without words.
+    """What a server sent; a refusal, or no completion at all, is a reply without words.
 
     Raises:
         ValueError: it is not even of the right form.
@@ -150,11 +183,21 @@ def _reply(answer: Any) -> Reply:
     choices, usage = getattr(answer, "choices", None), getattr(answer, "usage", None)
     if not isinstance(choices, list):
         raise ValueError("the answer is no chat completion; is the address right (…/v1)?")
-    message: Any = choices[0].message if choices else None
-    text = message.content if message is not None and isinstance(message.content, str) else ""
+    first: Any = choices[0] if choices else None
+    ended = getattr(first, "finish_reason", None)
+    content = getattr(getattr(first, "message", None), "content", None)
+    # what a filter has taken back is not the model's answer, however much of it has come
+    text = content if isinstance(content, str) and ended != "content_filter" else ""
+    tokens = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(text, *tokens, cut=ended == "length")
+
+
+def _count(usage: Any, name: str) -> int | None:
+    """A number of tokens; None where the server counts nothing."""
     if usage is None:
-        return Reply(text)
-    return Reply(text, usage.prompt_tokens or 0, usage.completion_tokens or 0)
+        return None
+    found = getattr(usage, name, None)
+    return found if isinstance(found, int) else 0
 
 
 class Stopped(BaseException):

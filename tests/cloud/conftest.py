@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-Answer = str | int | bytes | dict[str, Any] | None
+Answer = str | int | bytes | dict[str, Any] | tuple[int, dict[str, Any]] | Iterator[bytes] | None
 USAGE = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
 
 
@@ -20,7 +20,8 @@ class Chat:
     """What the server was asked and how it answers.
 
     say: the user's message and the number of the call -> the content of the answer; an int is an
-    HTTP status, bytes are a whole body, a dict a whole JSON body, None never comes.
+    HTTP status, with a dict its JSON body; bytes are a whole body, a dict a whole JSON body, an
+    iterator a body piece by piece; None never comes.
     """
 
     say: Callable[[str, int], Answer] = lambda message, number: ""
@@ -39,7 +40,7 @@ class Chat:
         """The user's message of each call."""
         return [body["messages"][-1]["content"] for body in self.bodies]
 
-    def answer(self, body: dict[str, Any]) -> tuple[int, bytes]:
+    def answer(self, body: dict[str, Any]) -> tuple[int, bytes | Iterator[bytes]]:
         with self.lock:
             self.bodies.append(body)
             self.times.append(time.monotonic())
@@ -54,7 +55,9 @@ class Chat:
                 self.at_once -= 1
         if isinstance(said, int):
             return said, b"{}"
-        if isinstance(said, bytes):
+        if isinstance(said, tuple):
+            return said[0], json.dumps(said[1]).encode()
+        if isinstance(said, bytes | Iterator):
             return 200, said
         if not isinstance(said, dict):
             message = {"role": "assistant", "content": said}
@@ -77,10 +80,14 @@ def chat() -> Iterator[Chat]:
             )
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
             self.send_header("Retry-After-Ms", "10")
+            if isinstance(data, bytes):
+                self.send_header("Content-Length", str(len(data)))
+            else:
+                self.close_connection = True
             self.end_headers()
-            self.wfile.write(data)
+            for piece in [data] if isinstance(data, bytes) else data:
+                self.wfile.write(piece)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             pass

@@ -162,13 +162,17 @@ def test_written_users_are_imported_as_the_world_made_them(task: str, tmp_path: 
     sizes: list[int] = []
     for number in SPLITS["dev"][:5]:
         user = sample_user(task, number)
-        name, items, asked = read_lamp(questions, outputs, TASKS[task], user.id)
+        read = read_lamp(questions, outputs, TASKS[task], user.id)
         made = sample_items(user, profile_size(user))
-        assert name == user.id
-        assert [(i.input, i.output, i.date) for i in items] == [tuple(i.values()) for i in made]
+        assert (read.name, read.left_out) == (user.id, [])
+        assert [(i.input, i.output, i.date) for i in read.items] == [
+            tuple(i.values()) for i in made
+        ]
         held_out = sample_items(user, QUESTIONS, "questions")
-        assert [(q.input, q.output) for q in asked] == [(i["input"], i["output"]) for i in held_out]
-        sizes.append(len(items))
+        assert [(q.input, q.output) for q in read.questions] == [
+            (i["input"], i["output"]) for i in held_out
+        ]
+        sizes.append(len(read.items))
     assert sorted(sizes) == list(SIZES)
 
 

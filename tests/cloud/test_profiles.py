@@ -1,15 +1,20 @@
 """Profiles from LaMP's file shapes (all tasks, both splits) and from JSONL, and every bad input."""
 
 import json
+import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from cloud.cli import import_profile
-from cloud.profiles import MAX_ITEM_CHARS, read_profile
+from cloud.augment import consent_ended
+from cloud.cli import import_profile, profile
+from cloud.dates import is_before, read_date
+from cloud.profiles import MAX_ITEM_CHARS, Profile, read_profile
 from cloud.tasks import MOVIE_TAGS, NEWS_CATEGORIES, TASKS, custom_task, task_from_config
-from protos.artifacts import open_artifact
+from protos.artifacts import open_artifact, write_json
 from protos.errors import InputError
 
 GIVEN: dict[str, Any] = {
@@ -152,32 +157,129 @@ def test_the_news_variant_of_lamp_2_is_read_under_the_name_its_files_have(tmp_pa
     assert (held_out.query, held_out.input, held_out.output) == (question, asked, gold)
 
 
+def imported(folder: Path, samples: list[dict[str, Any]], gold: str = "x") -> Profile:
+    questions = lamp_files(folder, "LaMP_4", samples, gold)
+    given = {**GIVEN, "outputs": folder / "dev_outputs.json", "user": "u"}
+    return read_profile(import_profile(questions, folder / "p", **given))
+
+
 @pytest.mark.parametrize(
     ("break_it", "says"),
     [
-        (lambda s: s.pop("profile"), r"sample 0, field 'profile': found nothing"),
-        (lambda s: s.pop("id"), r"line 2, sample 0, field 'id'"),
-        (lambda s: s.update(input=3), r"sample 0, field 'input': found int"),
-        (lambda s: s["profile"][1].pop("title"), r"profile item 1, field 'title': .*missing"),
-        (lambda s: s["profile"][0].update(text="  "), r"profile item 0, field 'text': .*spaces"),
-        (lambda s: s["profile"][0].update(text="\ud800"), r"'text': not Unicode"),
-        (lambda s: s["profile"][0].update(text=["x"]), r"'text': expected text, found list"),
-        (lambda s: s["profile"][0].update(date="June"), r"'date': expected YYYY-MM-DD"),
-        (lambda s: s["profile"][0].update(text="x" * (MAX_ITEM_CHARS + 1)), r"100,001 characters"),
-        (lambda s: s["profile"].pop(), r"1 items for LaMP_4, expected at least 2"),
-        (lambda s: s["profile"].clear(), r"0 items for LaMP_4"),
-        (lambda s: s["profile"].insert(0, "x"), r"profile item 0: expected an object"),
-        (lambda s: s["profile"][0].pop("id"), r"profile item 0, field 'id': missing"),
+        (lambda p: p[1].pop("title"), r"profile item 1 \(id 'b'\), field 'title': .*missing"),
+        (lambda p: p[1].update(text="  "), r"profile item 1 \(id 'b'\), field 'text': .*spaces"),
+        (lambda p: p[1].update(text="\ud800"), r"'text': not Unicode"),
+        (lambda p: p[1].update(text=["x"]), r"'text': expected text, found list"),
+        (
+            lambda p: p[1].update(date="June"),
+            r"'date': expected YYYY-MM-DD or a time, found 'June'",
+        ),
+        (lambda p: p[1].update(text="x" * (MAX_ITEM_CHARS + 1)), r"100,001 characters"),
+        (lambda p: p.__setitem__(1, "x"), r"profile item 1, expected an object, found str"),
+        (lambda p: p[1].pop("id"), r"profile item 1, field 'id': found nothing"),
+        (lambda p: p[1].update(id=None), r"profile item 1, field 'id': found NoneType"),
     ],
 )
-def test_bad_lamp_samples_are_named_by_file_line_and_field(tmp_path, break_it, says) -> None:
+def test_an_odd_item_is_left_out_alone_and_named(tmp_path: Path, break_it, says: str) -> None:
+    odd = sample("LaMP_4", 1, ["a", "b", "c"], "u")
+    break_it(odd["profile"])
+    found = imported(tmp_path, [odd])
+    assert [item.id for item in found.items] == ["a", "c"]
+    assert [question.id for question in found.questions] == ["1"]
+    (said,) = found.left_out
+    assert said.startswith(f"{tmp_path / 'dev_questions.json'}, line 2, sample 0, user 'u', ")
+    assert re.search(says, said)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda s: s.update(input=3), r"sample 1, user 'u', field 'input': found int"),
+        (lambda s: s.pop("input"), r"sample 1, user 'u', field 'input': found nothing"),
+        (lambda s: s.update(input=" "), r"sample 1, user 'u', field 'input': .*spaces"),
+        (lambda s: s.pop("id"), r"sample 1, user 'u', field 'id': found nothing"),
+        (lambda s: s.pop("profile"), r"sample 1, user 'u', field 'profile': found nothing"),
+        (lambda s: s.update(profile={}), r"sample 1, user 'u', field 'profile': found dict"),
+        (lambda s: (s.pop("id"), s.pop("user_id")), r"sample 1, field 'id': found nothing"),
+        (lambda s: (s.clear(), s.update(profile=[])), r"sample 1, field 'id': found nothing"),
+    ],
+)
+def test_an_odd_question_is_left_out_alone_and_named(tmp_path: Path, break_it, says: str) -> None:
+    samples = [sample("LaMP_4", number, ["a", "b"], "u") for number in range(3)]
+    break_it(samples[1])
+    found = imported(tmp_path, samples)
+    assert [item.id for item in found.items] == ["a", "b"]
+    assert [question.id for question in found.questions] == ["0", "2"]
+    (said,) = found.left_out
+    assert re.search(says, said)
+
+
+def test_an_odd_question_still_says_which_items_are_older(tmp_path: Path) -> None:
+    early = {**sample("LaMP_4", 0, ["a", "b"], "u"), "input": None}
+    late = sample("LaMP_4", 1, ["a", "b", "the-odd-ones-answer"], "u")
+    assert [item.id for item in imported(tmp_path, [late, early]).items] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("task", "gold", "says"),
+    [
+        ("LaMP_3", "good", "'good' is no label of LaMP_3"),
+        ("LaMP_1", "[3]", r"'[3]' is no label of LaMP_1 (known: [1], [2])"),
+        ("LaMP_4", ["x"], "expected text, found list"),
+        ("LaMP_4", "", "nothing but spaces"),
+    ],
+)
+def test_a_question_whose_answer_cannot_be_scored_is_left_out(
+    tmp_path: Path, task: str, gold: Any, says: str
+) -> None:
+    questions = lamp_files(tmp_path, task, [sample(task, 1, ["a", "b"], "u")], gold)
+    given = {**GIVEN, "outputs": tmp_path / "dev_outputs.json"}
+    found = read_profile(import_profile(questions, tmp_path / "p", **given))
+    assert (len(found.items), found.questions) == (2, [])
+    (said,) = found.left_out
+    assert "user 'u', field 'output': " in said
+    assert says in said
+
+
+@pytest.mark.parametrize(
+    ("break_it", "says"),
+    [
+        (lambda s: s["profile"].pop(), r"1 items for LaMP_4, expected at least 2"),
+        (lambda s: s["profile"].clear(), r"0 items for LaMP_4"),
+        (lambda s: s["profile"][0].pop("text"), r"1 items .*; left out 1, first: .*profile item 0"),
+        (lambda s: s.pop("profile"), r"0 items .*; left out 1, first: .*field 'profile'"),
+        (lambda s: (s.pop("id"), s.pop("user_id")), r"sample 0, field 'id': found nothing; no"),
+    ],
+)
+def test_where_too_little_is_left_the_error_names_the_first_that_is_odd(
+    tmp_path: Path, break_it, says: str
+) -> None:
     broken = sample("LaMP_4", 1, ["a", "b"], "u")
     break_it(broken)
     questions = lamp_files(tmp_path, "LaMP_4", [broken], "x")
-    with pytest.raises(InputError, match=says) as caught:
+    with pytest.raises(InputError, match=says):
         import_profile(questions, tmp_path / "p", **{**GIVEN, "task": "LaMP_4"})
-    assert str(questions) in str(caught.value) or "items for" in str(caught.value)
     assert not (tmp_path / "p").exists()
+
+
+def test_what_is_left_out_is_said_counted_and_kept_in_the_manifest(tmp_path: Path) -> None:
+    ids = ["a", "b", *(str(n) for n in range(7))]
+    odd = sample("LaMP_4", 1, ids, "u")
+    for row in odd["profile"][2:]:
+        row["title"] = None
+    questions = lamp_files(tmp_path, "LaMP_4", [odd], "x")
+    arguments = ["import", str(questions), "--task", "LaMP_4", "--out", str(tmp_path / "p")]
+    done = CliRunner().invoke(profile, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert done.stderr.count("Left out: ") == 6
+    assert f"Left out: 2 more, all of them in {tmp_path / 'p' / 'manifest.json'}" in done.stderr
+    made = open_artifact(tmp_path / "p")
+    named = [re.findall(r"\(id '(\d)'\)", each)[0] for each in made.manifest.measured["left_out"]]
+    assert named == [str(n) for n in range(7)]
+    # the same items, but nothing odd any more: nothing that was made of them is out of date
+    sound = lamp_files(tmp_path, "LaMP_4", [sample("LaMP_4", 1, ["a", "b"], "u")], "x")
+    again = import_profile(sound, tmp_path / "p", **{**GIVEN, "task": "LaMP_4"})
+    assert (again.id, again.manifest.measured["left_out"]) == (made.id, [])
 
 
 @pytest.mark.parametrize(
@@ -187,7 +289,7 @@ def test_bad_lamp_samples_are_named_by_file_line_and_field(tmp_path, break_it, s
         (b"[\n{]", r"line 2, column 2: not JSON"),
         (b"{}", "expected a list of samples"),
         (b"[]", "no samples"),
-        (b"[3]", "sample 0: expected an object, found int"),
+        (b"[3]", "line 1, sample 0, expected an object, found int; no other names a user"),
         (b"\xff\xfe[]", "not UTF-8 at byte 0"),
         (b"[" * 100_000, "nested too deeply"),
     ],
@@ -232,7 +334,7 @@ def test_jsonl_items_come_in_time_order_with_blank_lines_and_a_bom_allowed(tmp_p
     made = import_profile(path, tmp_path / "p", **{**GIVEN, "prompt": "Name this: {input}"})
     profile = read_profile(made)
     assert [(i.id, i.input, i.output, i.date) for i in profile.items] == [
-        ("x", "b", "3", "2023-01-01"), ("1", "你好", "greeting", "2024-05-01"),
+        ("x", "b", "3", "2023-01-01T10:00:00"), ("1", "你好", "greeting", "2024-05-01"),
     ]  # fmt: skip
     assert profile.task.query("x") == "Name this: x"
     assert profile.user == "items"
@@ -286,6 +388,167 @@ def test_importing_the_same_again_changes_nothing(tmp_path: Path) -> None:
     second = import_profile(path, tmp_path / "p", **GIVEN)
     assert second.id != first.id
     assert open_artifact(tmp_path / "p").id == second.id
+
+
+def test_importing_again_another_day_renews_the_consent_and_changes_nothing_else(tmp_path) -> None:
+    path = jsonl(tmp_path, GOOD, GOOD.replace("2024", "2023"))
+    given = {**GIVEN, "third_party": True, "retention_days": 30}
+    first = import_profile(path, tmp_path / "p", **given)
+    for day, is_over in (("2024-01-01", True), (days_ago(10), False), (days_ago(31), True)):
+        manifest = json.loads((first.path / "manifest.json").read_text())
+        write_json(first.path / "manifest.json", {**manifest, "created": f"{day}T00:00:00+00:00"})
+        assert consent_ended(open_artifact(tmp_path / "p")) == is_over
+        again = import_profile(path, tmp_path / "p", **given)
+        assert not consent_ended(again)
+        assert again.manifest.created.startswith(days_ago(0))
+        assert again.id == first.id, "what was made of it is not made again"
+
+
+def days_ago(days: int) -> str:
+    return (datetime.now(UTC).date() - timedelta(days=days)).isoformat()
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (None, ""),
+        ("", ""),
+        (" ", ""),
+        ("2020-01-31", "2020-01-31"),
+        (" 2020-01-31 ", "2020-01-31"),
+        ("2020-01-31 10:22:00", "2020-01-31T10:22:00"),
+        ("2020-01-31T10:22:00.5Z", "2020-01-31T10:22:00"),
+        ("2020-01-31 10:22:00 UTC", "2020-01-31T10:22:00"),
+        ("2020-01-31 23:22:00-05:00", "2020-02-01T04:22:00"),
+        ("2020-02-01T00:30+02:00", "2020-01-31T22:30:00"),
+        ("Mon, 06 Apr 2009 22:19:45 -0700", "2009-04-07T05:19:45"),
+        ("Mon Apr 06 22:19:45 PDT 2009", "2009-04-07T05:19:45"),
+        ("2020", "2020-01-01"),
+        (2020, "2020-01-01"),
+        (2020.0, "2020-01-01"),
+        ("2020-05", "2020-05-01"),
+        (20200131, "2020-01-31"),
+        ("20200131", "2020-01-31"),
+        (1580466120, "2020-01-31T10:22:00"),  # 18,292 days and 10:22 hours
+        (1580466120.25, "2020-01-31T10:22:00"),
+        ("1580466120000", "2020-01-31T10:22:00"),
+    ],
+)
+def test_dates_of_every_form_are_read_as_days_or_as_seconds_of_utc(value: Any, wanted: str) -> None:
+    assert read_date(value) == wanted
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["June", "2020-13-01", "2020-02-30", "2020-01-31x", "2020-13", 7, -1, 1e20, "99999999", True,
+     ["2020"], "0001-01-01T00:00:00+05:00", 2020.5, "0000", "Mon Apr 99 22:19:45 PDT 2009"],
+)  # fmt: skip
+def test_what_is_no_date_is_not_guessed(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        read_date(value)
+
+
+def test_only_a_date_that_is_surely_earlier_comes_before() -> None:
+    assert is_before("2020-01-30", "2020-01-31T00:00:01")
+    assert is_before("2020-01-31T09:00:00", "2020-01-31T10:00:00")
+    assert not is_before("2020-01-31", "2020-01-31T10:00:00")
+    assert not is_before("2020-01-31T09:00:00", "2020-01-31")
+    assert not is_before("2020-01-31", "2020-01-31")
+
+
+def test_items_go_by_their_dates_whatever_form_these_have(tmp_path: Path) -> None:
+    dates = [1580466121, "2020-01-31 10:22:00", "2020", "", "2020-01-31",
+             "2020-01-31T12:21:59+02:00", None, "2019-12-31 23:59"]  # fmt: skip
+    one = sample("LaMP_4", 1, list("abcdefgh"), "u")
+    for row, date in zip(one["profile"], dates, strict=True):
+        row["date"] = date
+    found = imported(tmp_path, [one])
+    # without a date; the year and the day alone are the first moment of these
+    assert "".join(item.id for item in found.items) == "dghcefba"
+    assert (found.left_out, open_artifact(tmp_path / "p").manifest.measured["undated"]) == ([], 2)
+
+
+def asked(folder: Path, *lines: str) -> Path:
+    path = folder / "questions.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+ITEM = '{"input": "mail %s", "output": "ham", "date": "2024-05-%02d"}'
+SORTED = {**GIVEN, "task": "mails", "kind": "classification", "labels": "ham,spam",
+          "prompt": "Sort: {input}", "user": "ann"}  # fmt: skip
+
+
+def test_questions_of_a_task_of_ones_own_are_held_out_and_no_later_item_is_learned_from(
+    tmp_path: Path,
+) -> None:
+    path = jsonl(tmp_path, *(ITEM % (day, day) for day in (1, 2, 3, 4)),
+                 '{"input": "undated", "output": "ham"}')  # fmt: skip
+    questions = asked(
+        tmp_path,
+        '{"input": "new offer", "output": "spam", "date": "2024-05-04"}',
+        '{"input": "hello", "id": "q7", "date": "2024-05-03 12:00"}',
+        '{"input": "bye", "output": null}',
+    )
+    made = import_profile(path, tmp_path / "p", **SORTED, questions=questions)
+    found = read_profile(made)
+    assert [item.input for item in found.items] == ["undated", "mail 1", "mail 2"]
+    assert [(q.id, q.query, q.input, q.output) for q in found.questions] == [
+        ("ann-1", "Sort: new offer", "new offer", "spam"), ("q7", "Sort: hello", "hello", None),
+        ("ann-3", "Sort: bye", "bye", None),
+    ]  # fmt: skip
+    assert found.left_out == [
+        f"{path}, user 'ann', item '{n}' of 2024-05-0{n}: not before the first question, of "
+        "2024-05-03T12:00:00" for n in (3, 4)
+    ]  # fmt: skip
+    undated = asked(tmp_path, '{"input": "new offer"}')
+    every = read_profile(import_profile(path, tmp_path / "p", **SORTED, questions=undated))
+    assert (len(every.items), every.left_out) == (5, [])
+
+
+def test_questions_in_jsonl_of_a_lamp_task_are_asked_as_lamp_asks_them(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, '{"input": "a b", "output": "a b c"}', '{"input": "d", "output": "d e"}')
+    questions = asked(tmp_path, '{"input": "hi there", "output": "hello there"}')
+    given = {**GIVEN, "task": "LaMP_7", "questions": questions}
+    (found,) = read_profile(import_profile(path, tmp_path / "p", **given)).questions
+    assert (found.query, found.input) == (SAMPLES["LaMP_7"][1], "hi there")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", r"line 2, column 2: not JSON"),
+        ('{"output": "ham"}', r"line 2, field 'input': expected text, found missing"),
+        ('{"input": " "}', r"line 2, field 'input': .*nothing but spaces"),
+        (
+            '{"input": "x", "output": "eggs"}',
+            r"line 2, field 'output': 'eggs' is no label of mails",
+        ),
+        ('{"input": "x", "label": "ham"}', r"line 2, field 'label': unknown field"),
+        ('{"input": "x", "date": "soon"}', r"line 2, field 'date': .*found 'soon'"),
+        ('{"input": "x", "id": "q1"}', r"line 2, field 'id': 'q1' is there twice"),
+        ('{"input": ' + "9" * 5000 + "}", r"line 2: a number that cannot be read"),
+    ],
+)
+def test_bad_questions_are_named_by_file_line_and_field(tmp_path: Path, line: str, says) -> None:
+    path = jsonl(tmp_path, *(ITEM % (day, day) for day in (1, 2)))
+    questions = asked(tmp_path, '{"input": "x", "id": "q1"}', line)
+    with pytest.raises(InputError, match=says) as caught:
+        import_profile(path, tmp_path / "p", **SORTED, questions=questions)
+    assert str(questions) in str(caught.value)
+    assert not (tmp_path / "p").exists()
+
+
+def test_questions_are_refused_where_there_are_some_already_or_no_file(tmp_path: Path) -> None:
+    lamp = lamp_files(tmp_path, "LaMP_4", [sample("LaMP_4", 1, ["a", "b"], "u")], "x")
+    questions = asked(tmp_path, '{"input": "x"}')
+    given = {**GIVEN, "task": "LaMP_4", "questions": questions}
+    with pytest.raises(InputError, match="has its own questions; --questions is for items in JS"):
+        import_profile(lamp, tmp_path / "p", **given)
+    path = jsonl(tmp_path, *(ITEM % (day, day) for day in (1, 2)))
+    for file, says in ((tmp_path / "none.jsonl", "no such file"), (asked(tmp_path), "empty")):
+        with pytest.raises(InputError, match=says):
+            import_profile(path, tmp_path / "p", **SORTED, questions=file)
 
 
 def test_custom_tasks_are_checked_as_a_whole() -> None:

@@ -1,8 +1,11 @@
 """Teachers over HTTP that misbehave, and local ones; both with real servers and real models."""
 
 import json
+import time
+from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.tasks import TASKS
 from cloud.teachers import Calls, Reply, Sampling, open_teacher
+from protos.base_model import load_tokenizer
 from protos.errors import InputError, TeacherError
 
 HEADLINE, RATING = TASKS["LaMP_4"], TASKS["LaMP_3"]
@@ -69,20 +73,88 @@ def test_a_server_that_hangs_is_given_up_and_one_that_is_not_there_too(chat) -> 
             RATING, ASKS[:1], Sampling()))  # fmt: skip
 
 
+def completion(**choice: Any) -> dict[str, Any]:
+    whole = {"index": 0, "finish_reason": "stop", **choice}
+    return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [whole]}
+
+
+def message(content: Any, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+def error(code: str, text: str) -> dict[str, Any]:
+    return {"error": {"code": code, "message": text, "type": None, "param": "prompt"}}
+
+
+AZURE = "The response was filtered due to the prompt triggering the content management policy."
+MODERATED = "Your chosen model requires moderation and your input was flagged"
+REFUSALS = [
+    {**completion(), "choices": []},
+    {**completion(), "choices": [7]},
+    completion(message=None),
+    completion(message=message([{"type": "text"}]), usage="many"),
+    completion(message=message(None, refusal="I will not."), finish_reason="content_filter"),
+    completion(message=message('{"input": "a", "output": "5"}'), finish_reason="content_filter"),
+    (400, error("content_filter", AZURE)),
+    (400, error("content_policy_violation", "Your request was rejected by our safety system.")),
+    (403, error("403", MODERATED)),
+    (422, {"detail": "Output blocked by content filtering policy"}),
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS)
+def test_a_refusal_is_a_reply_without_words_and_others_are_answered(chat, answer) -> None:
+    chat.say = lambda message, number: answer if chat.bodies[number]["seed"] == 2 else "4"
+    found = replies(chat, calls=Calls(retries=0))
+    assert [reply.text for reply in found] == ["4", "4", "", "4", "4", "4"]
+    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], "") == [None]
+    assert len(chat.bodies) == 6, "it is not asked again"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": []},
-        {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [
-            {"index": 0, "finish_reason": "content_filter",
-             "message": {"role": "assistant", "content": None, "refusal": "I will not."}}]},
+        (401, error("invalid_api_key", "Incorrect API key; see our content policy")),
+        (403, error("403", "Your account was flagged")),
+        (400, error("context_length_exceeded", "The context has 8192 tokens")),
+        (400, error("model_not_found", "no such model")),
     ],
-)  # fmt: skip
-def test_a_refusal_is_a_reply_without_words(chat, answer) -> None:
+)
+def test_what_concerns_every_request_ends_the_run(chat, answer) -> None:
     chat.say = lambda message, number: answer
+    with pytest.raises(TeacherError, match=answer[1]["error"]["message"]):
+        replies(chat, calls=Calls(retries=0))
+
+
+def test_of_an_answer_that_was_cut_off_what_is_whole_is_read_and_the_rest_counted(chat) -> None:
+    text = '{"input": "Nice.", "output": "4"}\n{"input": "Aw'
+    chat.say = lambda said, number: completion(message=message(text), finish_reason="length")
     (reply,) = replies(chat, ASKS[:1])
-    assert reply == Reply("")
-    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [None]
+    assert (reply.text, reply.cut) == (text, True)
+    assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [("Nice.", "4"), None]
+
+
+def without_end() -> Iterator[bytes]:
+    while True:
+        yield b" "
+        time.sleep(0.02)
+
+
+def too_large() -> Iterator[bytes]:
+    while True:
+        yield b" " * (1 << 20)
+
+
+@pytest.mark.parametrize("endless", [lambda: None, without_end, too_large])
+def test_an_answer_without_end_is_given_up_where_others_come(chat, endless) -> None:
+    chat.say = lambda message, number: endless() if chat.bodies[number]["seed"] == 2 else "4"
+    found = replies(chat, calls=Calls(timeout_s=3.0, retries=1, concurrency=2))
+    assert [reply.text for reply in found] == ["4", "4", "", "4", "4", "4"]
+    assert [reply.cut for reply in found] == [False, False, True, False, False, False]
+    assert len(chat.bodies) == 7, "it is asked once more"
+    chat.say = lambda message, number: endless()
+    with pytest.raises(TeacherError, match="APITimeoutError"):
+        replies(chat, calls=Calls(timeout_s=0.3, retries=0))
 
 
 def test_after_a_failure_nothing_new_is_sent_and_what_was_under_way_is_not_lost(chat) -> None:
@@ -186,7 +258,7 @@ def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_bas
 def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: Path) -> None:
     import torch
 
-    from protos.base_model import load_model, load_tokenizer
+    from protos.base_model import load_model
 
     teacher = open_teacher(f"hf:{plain_base}", threads=1)
     greedy = Sampling(temperature=0.0, top_p=1.0)
@@ -201,12 +273,34 @@ def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: 
     assert one.text.startswith(str(tokenizer.decode([first], skip_special_tokens=True)))
 
 
+def test_of_a_local_model_it_is_known_whether_an_answer_was_at_its_end(chatty_base, plain_base):
+    for base, goes_on_after_a_blank_line in ((chatty_base, True), (plain_base, False)):
+        teacher = open_teacher(f"hf:{base}", threads=1)
+        tokenizer = load_tokenizer(teacher.base)
+        pad, end = tokenizer.pad_token_id or 0, tokenizer.eos_token_id
+        word = tokenizer("news", add_special_tokens=False)["input_ids"][0]
+        blank = list(tokenizer("news\n\n", add_special_tokens=False)["input_ids"])
+
+        def cut(row: list[int], room: int, teacher=teacher, pad=pad) -> bool:
+            return teacher._reply(9, row, pad, room).cut
+
+        assert cut([word] * 4, 4)
+        assert not cut([word] * 4, 5), "nobody in the batch needed all of the room"
+        assert not cut([word, word, word, end], 4)
+        assert not cut([word, end, pad, pad], 4)
+        assert cut(blank, len(blank)) == goes_on_after_a_blank_line
+
+
 def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(chatty_base):
     teacher = open_teacher(f"hf:{chatty_base}", threads=1)
     long = Item("3", "word " * 5000, "3")
     assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
     with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
         list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
+    asked = [Ask("answer", SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
+    found = dict(teacher.write(RATING, asked, Sampling()))
+    assert found[0] == Reply(""), "a question that does not fit is not answered, and others are"
+    assert found[1].completion_tokens
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from rouge_score.rouge_scorer import RougeScorer
 
 from cloud.tasks import MOVIE_TAGS, NEWS_CATEGORIES, TASKS
 from pocketune import main
@@ -39,33 +41,37 @@ CASES: dict[str, tuple[list[dict[str, str]], list[tuple[str, str, str]], dict[st
             [("comedy", "comedy"), ("action", "Action"), ("comedy", "comedy")])],
         {"accuracy": 2 / 3, "f1": 1 / 15},
     ),
-    "LaMP_2N": (
+    "LaMP_2N": (  # sports said twice, once right: 2/3; politics 1; travel never: 0; twelve absent
         items(text=TEXTS, category=list(NEWS_CATEGORIES[:3])),
         [(TASKS["LaMP_2N"].query(f"News {n}"), gold, said) for n, (gold, said) in enumerate(
-            [("sports", "sports"), ("travel", "travel.")])],
-        {"accuracy": 1 / 2, "f1": 1 / 15},
+            [("sports", "sports"), ("travel", "travel."), ("women", "sports"),
+             ("politics", "politics")])],
+        {"accuracy": 2 / 4, "f1": (2 / 3 + 1) / 15},
     ),
-    "LaMP_3": (  # errors 1; no number beside a 3: 2; 1.5
+    "LaMP_3": (  # errors 1; no number beside a 3: 2, beside a 2: 3; 1.5; nothing beside a 4: 3
         items(text=TEXTS, score=["5", "4", "3"]),
         [(TASKS["LaMP_3"].query(f"Review {n}"), gold, said) for n, (gold, said) in enumerate(
-            [("5", "4"), ("3", "great"), ("1", "2.5")])],
-        {"mae": 4.5 / 3, "rmse": ((1 + 4 + 2.25) / 3) ** 0.5},
+            [("5", "4"), ("3", "great"), ("2", "2 stars"), ("1", "2.5"), ("4", "")])],
+        {"mae": 10.5 / 5, "rmse": ((1 + 4 + 9 + 2.25 + 9) / 5) ** 0.5},
     ),
-    "LaMP_4": (  # 3 of 4 words said, of 5 wanted: F 2/3; then nothing
+    "LaMP_4": (  # 3 of 4 words said, of 5 wanted: F 2/3; nothing; no stemming: 1 of 2
         items(text=TEXTS, title=WORDS),
         [(TASKS["LaMP_4"].query("Fire."), "Fire takes the old mill", "Fire takes a mill"),
-         (TASKS["LaMP_4"].query("Snow."), "Snow", "")],
-        {"rouge-1": 1 / 3, "rouge-L": 1 / 3},
+         (TASKS["LaMP_4"].query("Snow."), "Snow", ""),
+         (TASKS["LaMP_4"].query("Rain."), "Rain falls", "Rain fall")],
+        {"rouge-1": (2 / 3 + 1 / 2) / 3, "rouge-L": (2 / 3 + 1 / 2) / 3},
     ),
-    "LaMP_5": (  # the same words in another order: two of four in line
+    "LaMP_5": (  # the same words in another order: two of four in line; 2 said, of 4 wanted: F 2/3
         items(abstract=TEXTS, title=WORDS),
-        [(TASKS["LaMP_5"].query("Fish."), "A study of fish", "of fish a study")],
-        {"rouge-1": 1.0, "rouge-L": 1 / 2},
+        [(TASKS["LaMP_5"].query("Fish."), "A study of fish", "of fish a study"),
+         (TASKS["LaMP_5"].query("Nets."), "Deep nets, very deep", "Deep Nets")],
+        {"rouge-1": (1 + 2 / 3) / 2, "rouge-L": (1 / 2 + 2 / 3) / 2},
     ),
-    "LaMP_6": (
+    "LaMP_6": (  # 2 of 3 and 2 of 3; nothing in common
         items(text=TEXTS, title=WORDS),
-        [(TASKS["LaMP_6"].query("Hi."), "Meeting on Monday", "meeting, on Tuesday")],
-        {"rouge-1": 2 / 3, "rouge-L": 2 / 3},
+        [(TASKS["LaMP_6"].query("Hi."), "Meeting on Monday", "meeting, on Tuesday"),
+         (TASKS["LaMP_6"].query("Ho."), "Lunch", "Dinner")],
+        {"rouge-1": 1 / 3, "rouge-L": 1 / 3},
     ),
     "LaMP_7": (
         items(text=["so many things came", "two things came", "three things went"]),
@@ -78,6 +84,45 @@ CASES: dict[str, tuple[list[dict[str, str]], list[tuple[str, str, str]], dict[st
 
 def run(*arguments: Any) -> Result:
     return CliRunner().invoke(main, ["eval", *map(str, arguments), "--threads", "1"])
+
+
+ROUGE = RougeScorer(["rouge1", "rougeL"], use_stemmer=False)
+
+
+def lamps_evaluator(task: str, predictions: Path, golds: Path) -> dict[str, float]:
+    """The rules of LaMP's own evaluator, which reads two files, with scikit-learn's F1 by hand."""
+    said, wanted = (json.loads(path.read_text("utf-8")) for path in (predictions, golds))
+    assert said["task"] == wanted["task"]
+    said, wanted = ({g["id"]: g["output"].strip() for g in f["golds"]} for f in (said, wanted))
+    assert set(said) == set(wanted)
+    pairs = [(said[name], wanted[name]) for name in wanted]
+    labels = LABELS.get(task, ())
+    if labels:
+        assert all(gold in labels for _, gold in pairs)
+        f1 = []
+        for label in labels:
+            hits = pairs.count((label, label))
+            of = sum(a == label for a, _ in pairs) + sum(b == label for _, b in pairs)
+            f1.append(2 * hits / of if of else 0.0)
+        return {"accuracy": mean(a == b for a, b in pairs), "f1": mean(f1)}
+    if task == "LaMP_3":
+        errors = [abs(number(a, float(b)) - float(b)) for a, b in pairs]
+        return {"mae": mean(errors), "rmse": mean(e * e for e in errors) ** 0.5}
+    scores = [ROUGE.score(gold, text) for text, gold in pairs]
+    return {
+        "rouge-1": mean(score["rouge1"].fmeasure for score in scores),
+        "rouge-L": mean(score["rougeL"].fmeasure for score in scores),
+    }
+
+
+LABELS = {"LaMP_1": ("[1]", "[2]"), "LaMP_2": MOVIE_TAGS, "LaMP_2N": NEWS_CATEGORIES}
+
+
+def number(text: str, gold: float) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 1.0 if abs(1 - gold) > abs(5 - gold) else 5.0
 
 
 @pytest.mark.parametrize("task", CASES)
@@ -102,11 +147,15 @@ def test_official_files_of_each_task_come_out_as_scores_worked_by_hand(
     assert result["task"] == task
     assert result["arms"]["teacher"]["pooled"] == pytest.approx(wanted)
     golds = json.loads((folder / "dev_outputs.json").read_text())
+    written = tmp_path / "out" / "evaluation" / "golds.json"
+    assert json.loads(written.read_text()) == golds
     for arm in ("teacher", "base", "base+bm25"):
         path = tmp_path / "out" / "evaluation" / "predictions" / f"{arm}.json"
         said = json.loads(path.read_text())
         assert said["task"] == golds["task"], "as LaMP's own evaluator has it"
         assert [each["id"] for each in said["golds"]] == [each["id"] for each in golds["golds"]]
+        theirs = lamps_evaluator(task, path, written)
+        assert theirs == pytest.approx(result["arms"][arm]["pooled"])
         if arm == "teacher":
             spoken = {each["output"] for each in said["golds"]}
             assert spoken == {text.strip() for text in says.values()}
@@ -170,6 +219,108 @@ def test_users_without_items_or_answers_are_left_out_by_name(
         tmp_path / "again", "--arms", "base", "--no-plots", "--json",
     )  # fmt: skip
     assert json.loads(again.stdout)["users"] == 1
+
+
+def test_what_is_odd_is_left_out_and_the_golds_are_of_exactly_what_was_asked(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    users = {"ann": headlines("ann", 5), "bob": headlines("bob"), "eve": headlines("eve", 1)}
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", users)
+    questions = json.loads((folder / "dev_questions.json").read_text())
+    golds = json.loads((folder / "dev_outputs.json").read_text())
+    questions[0]["profile"][2]["title"] = None
+    questions[3]["input"] = ["bob's second"]
+    questions.insert(0, {"profile": []})
+    questions.insert(0, "nothing")
+    golds["golds"] = [each for each in golds["golds"] if each["id"] != "ann-1"]
+    (folder / "dev_questions.json").write_text(json.dumps(questions))
+    (folder / "dev_outputs.json").write_text(json.dumps(golds))
+    out = tmp_path / "out"
+    done = run("--data", folder, "--base", tiny_base, "--out", out, "--arms", "base", "--no-plots")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert [(user["user"], user["items"], user["questions"]) for user in found["users"]] == [
+        ("ann", 4, 1), ("bob", 4, 1)
+    ]  # fmt: skip
+    (ann,), (bob,) = found["odd"]["ann"], found["odd"]["bob"]
+    assert "sample 2, user 'ann', profile item 2 (id 'annp2'), field 'title': expected text" in ann
+    assert "sample 5, user 'bob', field 'input': found list" in bob
+    assert found["left_out"]["eve"] == "1 items before the first question"
+    assert "left out 2, first: " in found["left_out"]["(unnamed)"]
+    page = (out / "evaluation.md").read_text()
+    assert "odd or too late were left out, of ann 1, bob 1; the first: " in page
+    assert ann in page
+    files = [out / "evaluation" / name for name in ("golds.json", "predictions/base.json")]
+    ids = [[each["id"] for each in json.loads(path.read_text())["golds"]] for path in files]
+    assert ids == [["ann-0", "bob-0"]] * 2
+
+
+def test_answers_that_were_cut_off_are_counted_by_arm(
+    tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """That each answer of the student is rightly called cut is tested in test_student.py."""
+
+    def say(message: str, number: int) -> Any:
+        content = {"role": "assistant", "content": "A headline that goes"}
+        ended = "length" if "field number 0" in message.split("is now asked: ")[1] else "stop"
+        choice = {"index": 0, "finish_reason": ended, "message": content}
+        return {"id": "x", "object": "chat.completion", "created": 0, "model": "m",
+                "choices": [choice]}  # fmt: skip
+
+    chat.say = say
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann"),
+                                                     "bob": headlines("bob")})  # fmt: skip
+    out = tmp_path / "out"
+    given = ("--data", folder, "--base", tiny_base, "--out", out, "--no-plots", "--teacher",
+             chat.spec, "--scrub", "off")  # fmt: skip
+    for _ in range(2):  # the second takes the answers from their files
+        done = run(*given, "--arms", "base,teacher")
+        assert done.exit_code == 0, done.stderr
+        found = json.loads((out / "evaluation" / "evaluation.json").read_text())
+        files = [json.loads(path.read_text()) for path in (out / "answers").glob("*.json")]
+        base = [answer["cut"] for answers in files for answer in answers]
+        assert len(base) == 4
+        assert found["arms"]["base"]["cut"] == sum(base) > 0
+        assert found["arms"]["teacher"]["cut"] == 2
+        words = "Answers that were cut off, not at their end when the room for them was: "
+        assert f"{words}base {sum(base)}, teacher 2." in (out / "evaluation.md").read_text()
+        (out / "evaluation" / "evaluation.json").unlink()
+
+
+def test_profiles_of_a_task_of_ones_own_are_evaluated_with_their_own_questions(
+    tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """ham is right twice, spam once of two: F1 4/5 and 2/3; what is no label is wrong."""
+    mails = [json.dumps({"input": f"mail {n} about this", "output": "ham"}) for n in range(3)]
+    (tmp_path / "items.jsonl").write_text("\n".join(mails))
+    truth = {"lunch": "ham", "pills": "spam", "loans": "spam", "notes": "ham"}
+    said = {"lunch": "ham", "pills": "spam", "loans": "ham", "notes": "ham"}
+    for user, words in (("ann", ("lunch", "pills")), ("bob", ("loans", "notes"))):
+        asked = [json.dumps({"input": word, "output": truth[word]}) for word in words]
+        (tmp_path / "questions.jsonl").write_text("\n".join([*asked, '{"input": "unknown"}']))
+        done = CliRunner().invoke(main, [
+            "profile", "import", str(tmp_path / "items.jsonl"), "--user", user, "--task", "mails",
+            "--kind", "classification", "--labels", "ham,spam", "--prompt", "Sort: {input}",
+            "--questions", str(tmp_path / "questions.jsonl"),
+            "--out", str(tmp_path / "profiles" / user),
+        ])  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+    chat.say = lambda message, number: said[message.split("is now asked: Sort: ")[1].split()[0]]
+    done = run(
+        "--profiles", tmp_path / "profiles", "--base", tiny_base, "--out", tmp_path / "out",
+        "--arms", "base,base+bm25,teacher", "--teacher", chat.spec, "--scrub", "off", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["task"], result["users"], result["questions"]) == ("mails", 2, 4)
+    assert result["arms"]["teacher"]["pooled"] == pytest.approx(
+        {"accuracy": 3 / 4, "f1": (4 / 5 + 2 / 3) / 2}
+    )
+    golds = json.loads((tmp_path / "out" / "evaluation" / "golds.json").read_text())
+    assert golds == {"task": "mails", "golds": [
+        {"id": f"{user}-{line}", "output": truth[word]} for user, line, word in
+        (("ann", 1, "lunch"), ("ann", 2, "pills"), ("bob", 1, "loans"), ("bob", 2, "notes"))
+    ]}  # fmt: skip
 
 
 def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_base: Path) -> None:

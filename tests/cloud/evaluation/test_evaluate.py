@@ -19,7 +19,8 @@ from cloud.evaluation.evaluate import evaluate
 from cloud.evaluation.inputs import derangement
 from cloud.evaluation.plots import draw
 from cloud.evaluation.report import markdown
-from cloud.profiles import read_rows
+from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_profile
+from cloud.tasks import custom_task
 from protos.artifacts import Artifact, open_artifact, read_json
 from protos.errors import InputError
 from tests.cloud.evaluation.conftest import arms, headlines, lamp_files
@@ -260,6 +261,76 @@ def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
     assert (gain["low"], gain["detectable"]) == (None, None)
     assert "MAE" in markdown(made)
     assert draw(made, tmp_path / "plots") == [], "nothing that is drawn was compared"
+
+
+CHINESE = [("我今天去了博物馆看新的展览。", "博物馆的新展览"),
+           ("市长昨天为新的大桥剪了彩。", "大桥剪彩"),
+           ("下雪以后所有的学校都关门了。", "大雪让学校关门")]  # fmt: skip
+ARABIC = [("ذهبت اليوم إلى المتحف لأرى المعرض", "معرض جديد"),
+          ("افتتح رئيس البلدية الجسر", "الجسر الجديد"),
+          ("أغلقت المدارس أبوابها بسبب الثلج", "الثلج يغلق المدارس")]  # fmt: skip
+CODE = [("def f(x):\n    return x + 1", "Adds one"), ("<p>Hello <b>you</b></p>", "Greets in bold"),
+        ("for i in range(9):\n    print(i)", "Prints nine numbers")]  # fmt: skip
+LONG = [(f"The museum number {n} is open. " * 1800, f"museum {n} opens") for n in range(3)]
+
+
+def user_of(name: str, pairs: list[tuple[str, str]]) -> Any:
+    """A user without dates, whose last pair is the held-out one."""
+    *own, (text, gold) = pairs
+    profile = [{"id": f"{name}{n}", "text": a, "title": b} for n, (a, b) in enumerate(own)]
+    return profile, [(f"Generate a headline for the following article: {text}", gold)]
+
+
+def test_users_of_any_script_of_code_and_of_very_long_texts_are_answered_and_counted(
+    tmp_path: Path, means, imported
+) -> None:
+    assert min(len(text) for text, _ in LONG) > 50_000
+    users = {"zh": CHINESE, "ar": ARABIC, "code": CODE, "long": LONG}
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", {n: user_of(n, p) for n, p in users.items()})
+    made = evaluate(imported(folder), means(), tmp_path / "out", arms("base,base+bm25,real"))
+    found = results(made)
+    assert (found["left_out"], found["odd"]) == ({}, {})
+    assert [user["user"] for user in found["users"]] == list(users)
+    # LaMP's ROUGE knows words of ASCII letters only: nothing is alike in other scripts
+    for user in found["users"][:2]:
+        assert all(value == {"rouge-1": 0, "rouge-L": 0} for value in user["values"].values())
+    assert found["arms"]["base"]["truncated"] == found["arms"]["real"]["truncated"] == 1
+    page = markdown(made)
+    assert "Prompts that were too long and lost their beginning: base 1, " in page
+
+
+def test_a_question_that_the_teacher_refuses_or_has_no_room_for_is_scored_as_nothing_said(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann"))
+    policy = {"error": {"code": "content_filter", "message": "no"}}
+    chat.say = lambda said, number: (
+        (400, policy) if "field number 1" in said.split(ASKED)[1] else teach(said, number)
+    )
+    made = evaluate(imported(folder), means(chat.spec), tmp_path / "out", arms("teacher"))
+    assert results(made)["arms"]["teacher"]["pooled"]["rouge-L"] == 1 / 2
+    assert results(made)["arms"]["teacher"]["empty"] == 1
+    assert "Questions to which nothing was said: teacher 1." in markdown(made)
+    profile, asked = headlines("bob")
+    asked = [asked[0], (asked[1][0] + " And on." * 7000, asked[1][1])]
+    folder = lamp_files(tmp_path / "more", "LaMP_4", {"bob": (profile, asked)})
+    made = evaluate(imported(folder), means("pocket"), tmp_path / "local", arms("teacher"))
+    assert read_json(made.file("predictions/teacher.json"))["golds"][1]["output"] == ""
+
+
+def test_a_task_with_one_label_has_scores(tmp_path: Path, tiny_base: Path, chat, means) -> None:
+    task = custom_task("mails", "classification", "Sort: {input}", ("ham",))
+    items = [Item(str(n), f"mail {n}", "ham") for n in range(3)]
+    asked = [Question(f"q{n}", task.query(f"new {n}"), f"new {n}", "ham") for n in range(2)]
+    profile = write_profile(
+        Profile(task, "ann", "en", Consent(), items, asked), tmp_path / "profile"
+    )
+    chat.say = lambda said, number: "ham" if "new 0" in said.split(ASKED)[1] else "spam"
+    made = evaluate([profile], means(chat.spec), tmp_path / "out", arms("base,teacher"))
+    # said once and right, wanted twice: F1 2/3
+    assert results(made)["arms"]["teacher"]["pooled"] == {
+        "accuracy": 1 / 2, "f1": pytest.approx(2 / 3)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloud.evaluation.student import Student
+from cloud.evaluation.student import Answer, Student
 from protos.artifacts import create, open_artifact
 from protos.base_model import BaseModel, load_model, load_tokenizer, open_base, prompt_ids
 
@@ -36,7 +36,7 @@ def adapter(base: BaseModel, tmp_path_factory: pytest.TempPathFactory):
     return open_artifact(path, "Adapter")
 
 
-def reference(model: torch.nn.Module, tokenizer, ids: list[int]) -> str:
+def reference(model: torch.nn.Module, tokenizer, ids: list[int]) -> Answer:
     """The likeliest token again and again, the whole text through the model each time."""
     made: list[int] = []
     while len(made) < ROOM:
@@ -45,7 +45,8 @@ def reference(model: torch.nn.Module, tokenizer, ids: list[int]) -> str:
         if token == tokenizer.eos_token_id:
             break
         made.append(token)
-    return tokenizer.decode(made, skip_special_tokens=True).strip()
+    text = tokenizer.decode(made, skip_special_tokens=True).strip()
+    return Answer(text, cut=len(made) == ROOM)
 
 
 def test_batches_say_what_each_prompt_says_alone_and_an_adapter_goes_as_it_came(
@@ -72,5 +73,7 @@ def test_an_answer_ends_where_the_model_stops(base: BaseModel) -> None:
     student.answers([[5, 6]], 1, None)
     stop = student.tokenizer.eos_token_id
     word = student.tokenizer("news", add_special_tokens=False)["input_ids"]
-    assert student._text([*word, stop, *word]) == "news"
-    assert student._text([stop]) == ""
+    assert student._answer([*word, stop, *word]) == Answer("news", cut=False)
+    assert student._answer([stop]) == Answer("", cut=False)
+    assert student._answer([*word, stop]) == Answer("news", cut=False)
+    assert student._answer(word) == Answer("news", cut=True)
