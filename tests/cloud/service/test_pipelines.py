@@ -367,7 +367,7 @@ def test_users_who_are_personalized_are_trained_together(service: Service):
     base = service.base()
     names = [service.profile(user, 6, index) for index, user in enumerate(("ann", "bob", "cid"))]
     for operation in [service.personalize(name, base) for name in names]:
-        service.done(operation)
+        service.until(lambda each=operation: _is_trained(service, each), 300)
     for user in ("ann", "bob", "cid"):
         assert service.kept(user, "Adapter").manifest.measured["users"] == 3
 
@@ -403,6 +403,10 @@ def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path
     finally:
         service.close()
         database.close()
+
+
+def _is_trained(service: Service, operation: longrunning.Operation) -> bool:
+    return service.metadata(operation).stage >= operations_pb2.STAGE_LOWER
 
 
 def _epoch(service: Service, operation: longrunning.Operation) -> int:
