@@ -2,11 +2,13 @@
 
 Each first token is that of a new process, ours and Hugging Face's by turns, its files in the page
 cache; its logits are held against those of the same model in float32. Adapters are changed in one
-process, and the engine must then answer as one that was opened with that adapter.
+process that holds both, by turns: the engine must then answer as one that was opened with that
+adapter, and PEFT like it.
 """
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -149,77 +151,120 @@ def _swaps(model: models.Model, sizes: Sizes, work: Path) -> list[Row]:
     """An adapter seen for the first time, and one that was there before."""
     bundle = models.lowered("base", models.INT4, model).path
     users = [str(models.exported(user, model, bundle, work / f"user{user}")) for user in (0, 1)]
-    ids = some_ids(model, sizes.prompt)
-    ours = alone(
-        swap, base=str(bundle), users=users, ids=ids, cache=str(work / "joined"), times=sizes.swaps
-    ).result
-    theirs = alone(swap_peft, base=model.base, users=list(model.adapters), times=sizes.swaps).result
+    took = alone(
+        swap, base=str(bundle), users=users, cache=str(work / "joined"), peer_base=model.base,
+        peer_users=list(model.adapters), ids=some_ids(model, sizes.prompt), times=sizes.swaps,
+    ).result  # fmt: skip
     figure = f"change the adapter, 8da4w, r = 8 on all linear layers, {model.name}"
-    note = f"a phone opens {ours['phone_bytes'] / 1e6:.2f} MB for it"
+    note = f"a phone opens {took['phone_bytes'] / 1e6:.2f} MB for it"
     return [
         compared(
-            f"{figure}: a new one", "ms", f"{PEFT}, load_adapter from disk", ours["new_ms"],
-            theirs["new_ms"], less_is_better=True, note=note,
+            f"{figure}: a new one", "ms", f"{PEFT}, load_adapter from disk", took["new"],
+            took["peer_new"], less_is_better=True, note=note,
         ),
         compared(
             f"{figure}: one seen before", "ms", f"{PEFT}, set_adapter in memory",
-            ours["again_ms"], theirs["again_ms"], less_is_better=True,
+            took["again"], took["peer_again"], less_is_better=True,
         ),
     ]  # fmt: skip
 
 
 def swap(
-    base: str, users: Sequence[str], ids: Sequence[int], cache: str, times: int
-) -> dict[str, Any]:
-    """Milliseconds to change between two users' bundles, their data file made anew or kept.
+    base: str, users: Sequence[str], cache: str, peer_base: str, peer_users: Sequence[str],
+    ids: Sequence[int], times: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Milliseconds to change to the second user and back, ours and PEFT's by turns in one process.
 
     Raises:
-        SystemExit: a changed engine answers otherwise than one opened with that adapter.
+        SystemExit: one that was changed answers otherwise than it would with that adapter alone.
     """
-    import shutil
-
-    from mobile_runtime.engine import open_engine
-
-    paths = [Path(user) for user in users]
-    wanted = [open_engine(Path(base), path, 2, Path(cache)).prefill(ids) for path in paths]
-    if np.array_equal(*wanted):
-        raise SystemExit("two users' adapters answer alike")
-    engine = open_engine(Path(base), None, 2, Path(cache))
-    engine.prefill(ids)
-    took: dict[str, Any] = {"new_ms": [], "again_ms": []}
-    for turn in range(times):
-        for what in took:
-            if what == "new_ms":
-                shutil.rmtree(cache)
-            for user in (turn % 2, 1 - turn % 2) if what == "again_ms" else (turn % 2,):
-                started = time.perf_counter()
-                cost = engine.set_adapter(paths[user])
-                seconds = time.perf_counter() - started
-                if not np.array_equal(engine.prefill(ids), wanted[user]):
-                    raise SystemExit(f"after a change to {users[user]} the answers are others")
-            took[what].append(1e3 * seconds)
-    return took | {"phone_bytes": cost.phone_bytes}
-
-
-def swap_peft(base: str, users: Sequence[str], times: int) -> dict[str, list[float]]:
-    """The same with PEFT: loading a user's adapter beside the other, and changing between both."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    model: Any = PeftModel.from_pretrained(loaded, users[0], adapter_name="first").eval()
-    took: dict[str, list[float]] = {"new_ms": [], "again_ms": []}
+    ours = Ours(base, users, cache, ids)
+    peer = Peer(peer_base, peer_users, ids, like=ours.wanted)
+    took: dict[str, list[float]] = {"new": [], "peer_new": [], "again": [], "peer_again": []}
     for _ in range(times):
+        for side, prefix in ((ours, ""), (peer, "peer_")):
+            took[f"{prefix}new"].append(side.new())
+        for side, prefix in ((ours, ""), (peer, "peer_")):
+            took[f"{prefix}again"].append(side.again())
+    return took | {"phone_bytes": ours.phone_bytes}
+
+
+class Ours:
+    """An engine between two users' bundles, their data file made anew or kept."""
+
+    def __init__(self, base: str, users: Sequence[str], cache: str, ids: Sequence[int]) -> None:
+        from mobile_runtime.engine import open_engine
+
+        self._users, self._cache, self._ids = [Path(user) for user in users], Path(cache), ids
+        self.wanted = [
+            open_engine(Path(base), user, 2, self._cache).prefill(ids) for user in self._users
+        ]
+        if np.array_equal(*self.wanted):
+            raise SystemExit("two users' adapters answer alike")
+        self._engine = open_engine(Path(base), self._users[0], 2, self._cache)
+        self.phone_bytes = 0
+
+    def new(self) -> float:
+        """To the second user's, which was never joined with the base."""
+        shutil.rmtree(self._cache)
+        return self._change(1)
+
+    def again(self) -> float:
+        """To the first user's, which was."""
+        self._engine.set_adapter(self._users[0])
+        self._engine.set_adapter(self._users[1])
+        return self._change(0)
+
+    def _change(self, user: int) -> float:
         started = time.perf_counter()
-        model.load_adapter(users[1], adapter_name="second")
-        model.set_adapter("second")
-        took["new_ms"].append(1e3 * (time.perf_counter() - started))
+        cost = self._engine.set_adapter(self._users[user])
+        seconds = time.perf_counter() - started
+        self.phone_bytes = cost.phone_bytes
+        if not np.array_equal(self._engine.prefill(self._ids), self.wanted[user]):
+            raise SystemExit(f"after a change to {self._users[user]} the answers are others")
+        return 1e3 * seconds
+
+
+class Peer:
+    """The same with PEFT: loading a user's adapter beside the other, and changing between both."""
+
+    def __init__(
+        self, base: str, users: Sequence[str], ids: Sequence[int], like: Sequence[np.ndarray]
+    ) -> None:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(2)
+        self._torch, self._users, self._ids, self._like = torch, users, list(ids), like
+        loaded: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self._model: Any = PeftModel.from_pretrained(loaded, users[0], adapter_name="0").eval()
+
+    def new(self) -> float:
+        """To the second user's, read from the disk."""
+        if "1" in self._model.peft_config:
+            self._model.delete_adapter("1")
         started = time.perf_counter()
-        model.set_adapter("first")
-        took["again_ms"].append(1e3 * (time.perf_counter() - started))
-        model.delete_adapter("second")
-    return took
+        self._model.load_adapter(self._users[1], adapter_name="1")
+        self._model.set_adapter("1")
+        return self._checked(1, started)
+
+    def again(self) -> float:
+        """To the first user's, which is in memory."""
+        started = time.perf_counter()
+        self._model.set_adapter("0")
+        return self._checked(0, started)
+
+    def _checked(self, user: int, started: float) -> float:
+        """Milliseconds; the answers must be more like ours with this user than with the other."""
+        seconds = time.perf_counter() - started
+        with self._torch.inference_mode():
+            out = self._model(input_ids=self._torch.tensor([self._ids]), logits_to_keep=1)
+        said = out.logits[0, -1].float().numpy()
+        own, other = (_cosine(said, self._like[each]) for each in (user, 1 - user))
+        if own < max(_LEAST_COSINE, other):
+            raise SystemExit(f"PEFT, user {user}: cosine {own:.3f} to ours, other {other:.3f}")
+        return 1e3 * seconds
 
 
 def some_ids(model: models.Model, count: int) -> list[int]:

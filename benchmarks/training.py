@@ -18,7 +18,6 @@ import math
 import os
 import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import Row
+from benchmarks.turns import compared
 from cloud.train import Member, TrainConfig, train_many
 from cloud.trainer.learner import schedule
 from protos.artifacts import create, open_artifact
@@ -53,9 +53,9 @@ def rows(quick: bool, work: Path) -> list[Row]:
         return compare(work / "bundled", bundled, "bundled base", users=4, repeats=1)
     base = make_base(work / "135m", SHAPE["num_hidden_layers"])
     return [
-        *compare(work / "bundled", bundled, "bundled base", users=8, repeats=5),
+        *compare(work / "bundled", bundled, "bundled base", users=8, repeats=3),
         *compare(work / "large", base, "135M shape", users=8, repeats=3),
-        *growth(work / "growth", bundled, "bundled base"),
+        *growth(work / "growth", bundled, "bundled base", repeats=3),
         *on_gpu(work / "gpu", base, "135M shape, GPU"),
     ]
 
@@ -83,19 +83,15 @@ def compare(
     losses = [mean_loss(base, work / "datasets", work / f"{side}0") for side in ("ours", "peer")]
     if abs(losses[0] / losses[1] - 1) > 0.01:
         raise SystemExit(f"{name}: losses differ by more than 1%: {losses}")
-    speed = [t["seconds"] / o["seconds"] for o, t in zip(ours, theirs, strict=True)]
-    memory = [t["peak_bytes"] / o["peak_bytes"] for o, t in zip(ours, theirs, strict=True)]
     what = asked(users, name)
-    hourly = [
-        3600 * users / statistics.median(run["seconds"] for run in side) for side in (ours, theirs)
-    ]
-    peak = [statistics.median(run["peak_bytes"] for run in side) / 1e6 for side in (ours, theirs)]
-    note = f"mean loss {losses[0]:.4f} against {losses[1]:.4f}"
+    hourly = [[3600 * users / run["seconds"] for run in side] for side in (ours, theirs)]
+    peaks = [[run["peak_bytes"] / 1e6 for run in side] for side in (ours, theirs)]
     return [
-        Row(f"{what}: adapters per hour", hourly[0], "1/h", PEER, hourly[1],
-            statistics.median(speed), (min(speed), max(speed)), AIM, note),
-        Row(f"{what}: peak memory", peak[0], "MB", PEER, peak[1],
-            statistics.median(memory), (min(memory), max(memory))),
+        compared(
+            f"{what}: adapters per hour", "1/h", PEER, *hourly, less_is_better=False, aim=AIM,
+            note=f"mean loss {losses[0]:.4f} against {losses[1]:.4f}",
+        ),
+        compared(f"{what}: peak memory", "MB", PEER, *peaks, less_is_better=True),
     ]  # fmt: skip
 
 
@@ -104,18 +100,21 @@ def asked(users: int, name: str) -> str:
     return f"train {users} users × {ITEMS} items, {CONFIG.epochs} epochs, {name}"
 
 
-def growth(work: Path, base: Path, name: str) -> list[Row]:
-    """Adapters per hour for 1 to 32 users; the ratio is to one user."""
+def growth(work: Path, base: Path, name: str, repeats: int) -> list[Row]:
+    """Adapters per hour for 1 to 32 users by turns; the ratio is to one user."""
     make_datasets(work / "datasets", base, 32)
-    found: list[Row] = []
-    single = 0.0
-    for users in (1, 2, 4, 8, 16, 32):
-        ran = run_side("ours", base, work / "datasets", work / f"of{users}", users)
-        hourly = 3600 * users / ran["seconds"]
-        single = single or hourly
-        what = f"{asked(users, name)}: adapters per hour"
-        found.append(Row(what, hourly, "1/h", "one user", single, hourly / single))
-    return found
+    hourly: dict[int, list[float]] = {users: [] for users in (1, 2, 4, 8, 16, 32)}
+    for number in range(repeats):
+        for users, found in hourly.items():
+            ran = run_side("ours", base, work / "datasets", work / f"of{users}-{number}", users)
+            found.append(3600 * users / ran["seconds"])
+    return [
+        compared(
+            f"{asked(users, name)}: adapters per hour", "1/h", "one user", found, hourly[1],
+            less_is_better=False,
+        )
+        for users, found in hourly.items()
+    ]  # fmt: skip
 
 
 def run_side(

@@ -285,7 +285,7 @@ class _Job:
         dataset = self.member.dataset
         longest = min(self.member.config.max_length, self._base.max_context)
         self.rows, self._truncated = _examples(dataset, TRAIN_FILE, tokenizer, longest)
-        self.valid, _ = _examples(dataset, VALID_FILE, tokenizer, longest)
+        self.valid, self._truncated_valid = _examples(dataset, VALID_FILE, tokenizer, longest)
         if not self.rows or not self.valid:
             raise InputError(
                 f"{dataset.path}: {len(self.rows)} rows to train on, {len(self.valid)} to check by"
@@ -335,6 +335,7 @@ class _Job:
                 steps=state.step,
                 rows=len(self.rows),
                 truncated=self._truncated,
+                truncated_valid=self._truncated_valid,
                 weights=self._weights,
                 seconds=round(time.monotonic() - self._started, 2),
                 **how,

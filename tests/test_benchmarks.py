@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,6 +64,32 @@ def test_ratios_are_those_of_turns_that_belong_together(monkeypatch: pytest.Monk
     assert (row.ours, row.theirs, row.ratio, row.spread) == (1.0, 2.5, 2.0, (2.0, 2.5))
     rates = compared("f", "1/s", "p", [10.0, 30.0], [5.0, 10.0], less_is_better=False)
     assert (rates.ratio, rates.spread) == (2.5, (2.0, 3.0))
+
+
+def test_samples_of_another_distribution_are_noticed(monkeypatch: pytest.MonkeyPatch):
+    """Drawn by transformers' own nucleus, from logits that are the same after every token."""
+    monkeypatch.syspath_prepend(ROOT)
+    import torch
+    from transformers import TopPLogitsWarper
+
+    from benchmarks import sampling
+    from cloud.teachers import Sampling
+
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(1, 50)
+
+    def deviation(temperature: float, top_p: float) -> float:
+        kept = TopPLogitsWarper(top_p)(torch.tensor([[0]]), logits / temperature).softmax(-1)
+        drawn = kept.multinomial(2000, replacement=True)[0].tolist()
+        samples = [sampling.Written([0, 0], drawn[n : n + 20], 20) for n in range(0, 2000, 20)]
+        return sampling.deviation(
+            lambda input_ids: SimpleNamespace(logits=logits.expand(1, input_ids.shape[1], 50)),
+            samples, Sampling(temperature=1.0, top_p=0.95),
+        )  # fmt: skip
+
+    assert abs(deviation(1.0, 0.95)) < sampling.CRITICAL
+    assert deviation(1.2, 0.95) < -sampling.CRITICAL < sampling.CRITICAL < deviation(0.8, 0.95)
+    assert deviation(1.0, 1.0) < -sampling.CRITICAL < sampling.CRITICAL < deviation(1.0, 0.8)
 
 
 def test_wrong_bytes_end_a_benchmark(

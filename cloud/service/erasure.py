@@ -104,7 +104,7 @@ def pipeline(parts: Parts) -> Pipeline:
         Stage("list", number, 0.1, erasure.list),
         Stage("remove", number, 0.7, erasure.remove),
     ]
-    return Pipeline(stages, erasure.receipt)
+    return Pipeline(stages, erasure.receipt, in_turn=False)
 
 
 @dataclass(frozen=True)

@@ -125,13 +125,13 @@ class JobWorker:
         self._roll.sign(self._database)
         DBOS.launch()
         for queue in self._settings.queues:
+            most = max(self._settings.jobs_at_once, self._settings.tenant_jobs_at_once)
+            held = min(most, self._settings.jobs_held)
             DBOS.register_queue(
                 queue,
-                worker_concurrency=self._settings.jobs_at_once,
-                partition_worker_concurrency=self._settings.jobs_at_once,
-                partition_concurrency=max(
-                    self._settings.jobs_at_once, self._settings.tenant_jobs_at_once
-                ),
+                worker_concurrency=2 * held,  # one tenant leaves room for another
+                partition_worker_concurrency=held,
+                partition_concurrency=most,
                 polling_interval_sec=_POLL_S,
                 on_conflict="always_update",
             )

@@ -17,6 +17,7 @@ from sqlalchemy import Row
 
 from cloud.service import child
 from cloud.service.errors import Cancelled
+from cloud.service.turns import Turn, Turns
 from cloud.service.vault import Space
 
 M = TypeVar("M", bound=Message)
@@ -40,10 +41,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How the operations of one method are done. answer: their response, from all results."""
+    """How the operations of one method are done. answer: their response, from all results.
+
+    in_turn: they count among the jobs that a worker runs at a time, and wait for their turn.
+    """
 
     stages: Sequence[Stage]
     answer: Callable[[Job], Message]
+    in_turn: bool = True
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Job:
 
     folder: its own on this host, for this attempt, gone when it ends. results: of the stages
     before, by name. counters: shown in the operation's metadata. held: what the stage holds on to
-    while it runs, such as a base model of this host.
+    while it runs, such as a base model of this host. turn: what it needs to begin a stage.
     """
 
     operation: Row[Any]
@@ -64,6 +69,7 @@ class Job:
     report: Callable[[str, float], None] = lambda message, share: None
     is_wanted: Callable[[], bool] = lambda: True
     held: ExitStack = field(default_factory=ExitStack)
+    turn: Turn = field(default_factory=lambda: Turn(Turns(1), "", None, 0))
 
     def request(self, message: M) -> M:
         """Fill `message` with the request that began the operation."""
@@ -84,6 +90,15 @@ class Job:
         answer = child.run(function, arguments, self.threads, self.report, self.is_wanted)
         self.check()
         return answer
+
+    def take_turn(self) -> None:
+        """Wait until it is this one's turn; nothing, where it is.
+
+        Raises:
+            Cancelled: the operation is no longer wanted.
+        """
+        if not self.turn.take(self.is_wanted):
+            raise Cancelled("cancelled")
 
     def check(self) -> None:
         """Stop here if the operation is no longer wanted; long stages call it now and then.

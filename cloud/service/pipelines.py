@@ -68,7 +68,7 @@ def pipelines(parts: Parts, tools: Tools) -> Mapping[str, Pipeline]:
     """All of them, by method."""
     child.load_ahead(_LIBRARIES)
     settings = parts.settings
-    together = Together(min(settings.train_together, settings.jobs_at_once))
+    together = Together(settings.train_together)
     site = Site(parts.database, parts.vault, settings, tools, together)
     made = {method: _pipeline(site, *row) for method, row in _METHODS.items()}
     return {**made, erasure.METHOD: erasure.pipeline(parts)}

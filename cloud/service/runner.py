@@ -27,8 +27,10 @@ from cloud.service.errors import Cancelled, is_away, is_transient, to_status
 from cloud.service.pipeline import Job, Pipeline, Stage
 from cloud.service.settings import Settings
 from cloud.service.state import Database
+from cloud.service.turns import Turn, Turns
 from cloud.service.vault import Vault
 from protos.errors import PocketuneError
+from protos.v1 import operations_pb2
 
 T = TypeVar("T")
 Kept = dict[str, Any]
@@ -56,19 +58,29 @@ class Runner:
         self._settings = settings
         self._pipelines = pipelines
         self._stopping = stopping
+        self._turns, self._aside = (Turns(settings.jobs_at_once) for _ in range(2))
 
     def operate(self, uid: str, worker: str, step: Step, traceparent: str = "") -> str:
-        """All stages of one operation, then its end; says how it ended."""
+        """All stages of one operation, when it is its turn, then its end; says how it ended."""
         with structlog.contextvars.bound_contextvars(operation=uid):
-            return self._operate(uid, worker, step, traceparent)
+            row = self._write(lambda c: operations.by_uid(c, uid))
+            if row is None or row.end_time is not None:
+                return "gone"
+            pipeline = self._pipelines.get(row.method)
+            turns = self._turns if pipeline is None or pipeline.in_turn else self._aside
+            with turns.joined(row.tenant, row.base_uid, row.create_time) as turn:
+                # Not begun, it is cancelled without us, and no worker has died over it.
+                if not turn.take(lambda: not self._stopping.is_set()):
+                    threading.Event().wait()
+                return self._operate(uid, worker, step, traceparent, turn)
 
-    def _operate(self, uid: str, worker: str, step: Step, traceparent: str) -> str:
+    def _operate(self, uid: str, worker: str, step: Step, traceparent: str, turn: Turn) -> str:
         row = self._write(lambda c: operations.begin(c, uid, worker))
         if row is None:
             return "gone"
         told = {"operation": uid, "attempt": row.attempt}
         with traces.span(f"operation {row.method}", traceparent, **told) as failed:
-            outcome = self._outcome(row, step)
+            outcome = self._outcome(row, step, turn)
             if isinstance(outcome, status_pb2.Status):
                 failed()
         self._clean(row)
@@ -78,7 +90,7 @@ class Runner:
         self._write(lambda c: operations.finish(c, uid, row.attempt, space, outcome))
         return "failed" if isinstance(outcome, status_pb2.Status) else "done"
 
-    def _outcome(self, row: Row[Any], step: Step) -> Message | status_pb2.Status:
+    def _outcome(self, row: Row[Any], step: Step, turn: Turn) -> Message | status_pb2.Status:
         """The operation's response, or the status that it failed with."""
         if too_many := self._too_many(row):
             return too_many
@@ -86,7 +98,7 @@ class Runner:
         if pipeline is None:
             return to_status(PocketuneError(f"this worker knows no pipeline {row.method}"))
         try:
-            job = self._job(row)
+            job = self._job(row, turn)
         except PocketuneError as error:  # the user was erased, and the key destroyed
             return to_status(error)
         if failed := self._stages(job, pipeline, step):
@@ -96,12 +108,12 @@ class Runner:
         except Exception as error:  # the boundary of a job: all errors become statuses
             return to_status(error)
 
-    def _job(self, row: Row[Any]) -> Job:
+    def _job(self, row: Row[Any], turn: Turn) -> Job:
         space = self._vault.space(row.tenant, row.user_uid) if row.user_uid else self._vault.shared
         folder = scratch.folder(self._settings.resolved_scratch_dir, row.uid, row.attempt)
         cores = os.cpu_count() or 1
         threads = self._settings.threads or max(1, cores // self._settings.jobs_at_once)
-        return Job(row, space, threads, folder)
+        return Job(row, space, threads, folder, turn=turn)
 
     def _stages(self, job: Job, pipeline: Pipeline, step: Step) -> status_pb2.Status | None:
         """Run the stages in order; a status if one failed for good."""
@@ -115,6 +127,7 @@ class Runner:
             job.results[stage.name] = kept["result"]
             job.counters.update(kept["counters"])
             before += stage.share
+            job.turn.came_to_training |= stage.number == operations_pb2.STAGE_TRAIN
         return None
 
     def _traced(self, job: Job, stage: Stage) -> Kept:
@@ -133,6 +146,7 @@ class Runner:
         while True:
             try:
                 job.check()
+                job.take_turn()
                 return {"result": stage.run(job), "counters": job.counters}
             except Exception as error:  # the boundary of a job: all errors become statuses
                 self._halt_if_not_mine(job)

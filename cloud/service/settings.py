@@ -98,12 +98,13 @@ class Settings(BaseSettings):
     training_queue: Literal["cpu", "gpu"] = "cpu"
     """Where jobs with a teacher or a training go; `gpu` where workers with a GPU wait for them."""
     jobs_at_once: Count = 1
-    """Jobs that one worker runs at a time."""
+    """Jobs that one worker runs at a time; all that are trained together count as one."""
     tenant_jobs_at_once: Count = 100
-    """Jobs of one tenant that run at a time, over all workers."""
+    """Jobs of one tenant that all workers have at a time, at work or waiting inside of one."""
     train_together: Count = 8
-    """Trainings of one tenant over one base that run in one process, out of the jobs that a worker
-    runs at a time; 1: each in its own."""
+    """Trainings of one tenant over one base that run in one process. A worker takes so many jobs of
+    a tenant ahead, which no other worker can take then; 1: each is trained alone, none is taken
+    ahead."""
     threads: int = Field(default=0, ge=0)
     """CPU threads of a heavy step; 0: the cores divided by `jobs_at_once`."""
     stage_tries: Count = 3
@@ -159,6 +160,11 @@ class Settings(BaseSettings):
             if not self.has_credentials:
                 raise ValueError(f"{self.host} is no loopback address: set api_keys_file or jwt_…")
         return self
+
+    @property
+    def jobs_held(self) -> int:
+        """Jobs of one tenant that a worker takes: those at work, and who may be trained with."""
+        return self.jobs_at_once + self.train_together - 1
 
     @property
     def is_loopback(self) -> bool:

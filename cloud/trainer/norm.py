@@ -42,14 +42,17 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         wide = x.float()
-        inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return weight * (wide * inverse).to(x.dtype)
+        scaled = wide * inverse if wide is x else wide.mul_(inverse)
+        return scaled.to(x.dtype).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         x, weight, inverse = ctx.saved_tensors
         wide, change = x.float(), (grads[0] * weight).float()
         # dx = d / rms - x · mean(d · x) / rms³, with d = dy · w
-        shared = (change * wide).mean(-1, keepdim=True).mul_(inverse**3)
+        shared = torch.einsum("...i,...i->...", change, wide)[..., None]
+        shared = shared.div_(x.shape[-1]).mul_(inverse**3)
         return change.mul_(inverse).addcmul_(wide, shared, value=-1).to(x.dtype), None, None

@@ -44,8 +44,13 @@ def dataset(tmp_path: Path) -> Artifact:
     return make_dataset(tmp_path / "dataset", rows(10), rows(3))
 
 
-def reference_loss(base: Path, adapter: Path | None, wanted: list[dict[str, str]]) -> float:
-    """Mean cross-entropy of completion tokens, one row at a time, with nothing of ours."""
+def reference_loss(
+    base: Path, adapter: Path | None, wanted: list[dict[str, str]], longest: int = 10_000
+) -> float:
+    """Mean cross-entropy of completion tokens, one row at a time, with nothing of ours.
+
+    longest: tokens of a row; more are cut off at its beginning.
+    """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -58,6 +63,7 @@ def reference_loss(base: Path, adapter: Path | None, wanted: list[dict[str, str]
         text = f"<|user|>{row['prompt']}<|assistant|>"
         prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
         answer = tokenizer(row["completion"] + "<|end|>", add_special_tokens=False)["input_ids"]
+        prompt = (prompt + answer)[-longest:][: -len(answer)]
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer])).logits[0].double()
         logp = torch.log_softmax(logits, -1)
@@ -175,10 +181,15 @@ def test_a_killed_run_resumes_and_ends_with_the_same_adapter(
 def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
     tmp_path: Path, tiny_base: Path
 ) -> None:
-    dataset = make_dataset(tmp_path / "dataset", [*rows(3), *rows(1, length=400)], rows(1))
+    valid = [*rows(1), *rows(2, length=400)]
+    dataset = make_dataset(tmp_path / "dataset", [*rows(3), *rows(1, length=400)], valid)
     config = TrainConfig(**{**vars(FAST), "epochs": 1})
     made = train(dataset, open_base(str(tiny_base)), tmp_path / "a", config, threads=1)
-    assert made.manifest.measured["truncated"] == 1
+    measured = made.manifest.measured
+    assert (measured["truncated"], measured["truncated_valid"]) == (1, 2)
+    assert measured["valid_loss_before"] == pytest.approx(
+        reference_loss(tiny_base, None, valid, longest=256), rel=1e-5
+    )
     huge = [{"prompt": "x", "completion": "fox " * 400}]
     dataset = make_dataset(tmp_path / "huge", huge, rows(1))
     with pytest.raises(InputError, match="does not fit 256 tokens"):

@@ -2,10 +2,12 @@
 
 In: jobs of this worker that reach the same step at about the same time, each in the thread of its
 own operation. Out: each one's own end. Whoever finds nobody at it begins a round with all who are
-there; who comes later waits for the next round. Only the child is shared: lease, attempt, folder,
-checkpoint, progress, error and result stay each operation's own, and each goes on as soon as its
-own part is there. A worker that dies takes all of a round with it; each operation is then put back
-and goes on from its own checkpoint, as after any step.
+there, or come within half a minute; who comes later waits for the next round. Who waits gives up
+its turn, so that the next one can come, and a round needs one turn however many are in it. Only
+the child is shared: lease, attempt, folder, checkpoint, progress, error and result stay each
+operation's own, and each goes on as soon as its own part is there. A worker that dies takes all of
+a round with it; each operation is then put back and goes on from its own checkpoint, as after any
+step.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,8 @@ from protos.errors import PocketuneError
 
 Key = tuple[str, ...]
 _POLL_S = 0.2
-_GATHER_S = 1.0
-"""How long the first one waits for others before a round."""
+_GATHER_S, _MOST_GATHER_S = 1.0, 30.0
+"""How long the first one waits before a round: at least, and where others are on their way."""
 _LEAVE_S = 0.6
 _LEAVE, _LEFT = ".leave", ".left"
 _log = structlog.get_logger(__name__)
@@ -94,6 +97,7 @@ class Together:
             if mine.is_made():
                 return
         # Alone: by the settings, or because the others' child failed as a whole.
+        job.take_turn()
         report = job.report
         job.report = lambda message, share: report(message.partition(" ")[2], share)
         try:
@@ -107,6 +111,8 @@ class Together:
         self, key: Key, mine: _Waiting, function: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
         """Wait in a round until this member's part has ended, well or not."""
+        mine.job.turn.came_to_training = True
+        mine.job.turn.give()
         with self._lock:
             self._waiting[key].append(mine)
             if key not in self._at_it:
@@ -137,16 +143,36 @@ class Together:
 
     def _rounds(self, key: Key, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         time.sleep(_GATHER_S)
-        while group := self._next(key):
-            _round(group, function, arguments)
+        while first := self._first(key):
+            self._gather(key, first)
+            with first.job.turn.beside() as turn:
+                if turn.take(partial(self._is_waiting, key, first)) and (group := self._next(key)):
+                    _round(group, function, arguments)
+
+    def _first(self, key: Key) -> _Waiting | None:
+        with self._lock:
+            if self._waiting[key]:
+                return self._waiting[key][0]
+            self._at_it.discard(key)
+            del self._waiting[key]
+            return None
+
+    def _gather(self, key: Key, first: _Waiting) -> None:
+        """Wait as long as others come, and one more may be in the round."""
+        until = time.monotonic() + _MOST_GATHER_S
+        while time.monotonic() < until and self._is_waiting(key, first):
+            if len(self._waiting[key]) >= self._most or not first.job.turn.others_come():
+                return
+            time.sleep(_POLL_S)
+
+    def _is_waiting(self, key: Key, one: _Waiting) -> bool:
+        with self._lock:
+            return one in self._waiting[key]
 
     def _next(self, key: Key) -> list[_Waiting]:
         with self._lock:
             group = self._waiting[key][: self._most]
             del self._waiting[key][: self._most]
-            if not group:
-                self._at_it.discard(key)
-                del self._waiting[key]
         return group
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from google.longrunning import operations_pb2 as longrunning
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from cloud.service import operations
@@ -167,6 +168,31 @@ def test_a_job_that_nobody_took_is_cancelled_at_once_and_never_runs(bench):
     other = bench.submit("sleep:0")
     bench.until_done(other)
     assert not bench.lines(uid)
+
+
+def test_jobs_that_wait_in_a_worker_are_cancelled_at_once_and_lose_nothing_by_its_death(bench):
+    first, runs = bench.worker(), bench.submit("sleep:60")
+    bench.until(bench.has(runs, "child"), 90)
+    cancelled, waits = bench.submit("sleep:0"), bench.submit("sleep:0")
+    bench.until(lambda: len(_taken(bench)) == 3)
+    assert not bench.lines(cancelled) + bench.lines(waits), "one is at work at a time"
+    with bench.database.transaction() as connection:
+        assert operations.request_cancel(connection, cancelled)
+        assert not operations.request_cancel(connection, runs)
+    first.send_signal(signal.SIGKILL)
+    bench.worker()
+    bench.until(lambda: bench.state(waits)[0].done, 90)
+    assert bench.state(waits)[1].attempt == 1
+    assert not bench.lines(cancelled)
+
+
+def _taken(bench: Bench) -> list[str]:
+    """The jobs that a worker has taken from the queue."""
+    query = text("SELECT workflow_uuid FROM workflow_status WHERE status = 'PENDING'")
+    if bench.database.url.startswith("postgresql"):
+        query = text("SELECT workflow_uuid FROM dbos.workflow_status WHERE status = 'PENDING'")
+    with bench.database.transaction(write=False) as connection:
+        return list(connection.execute(query).scalars())
 
 
 def test_a_wrong_input_fails_at_once_and_a_dying_child_after_its_tries(bench):

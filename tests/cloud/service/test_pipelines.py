@@ -326,11 +326,12 @@ def test_cancel_ends_a_real_training_within_a_second_and_leaves_nothing(service:
 
 @pytest.mark.slow
 def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path: Path):
-    """One of three is cancelled meanwhile; the others' adapters are those of training alone."""
+    """Of a worker's own accord. One of three is cancelled meanwhile; the others' adapters are
+    those of training alone."""
     url = f"sqlite:///{tmp_path / 'state.db'}"
     service = Service(serve(database_url=url, context_length=128), url, tmp_path / "data")
     try:
-        service.worker(jobs_at_once=3)
+        service.worker()
         ann, bob, cid = service.trainings(ann=3, bob=100, cid=2)
         service.until(lambda: _epoch(service, bob))
         service.operations.CancelOperation(longrunning.CancelOperationRequest(name=bob.name))
@@ -361,13 +362,24 @@ def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path
 
 
 @pytest.mark.slow
+def test_users_who_are_personalized_are_trained_together(service: Service):
+    """Each has items to be written first, one user at a time."""
+    base = service.base()
+    names = [service.profile(user, 6, index) for index, user in enumerate(("ann", "bob", "cid"))]
+    for operation in [service.personalize(name, base) for name in names]:
+        service.until(lambda each=operation: _is_trained(service, each), 300)
+    for user in ("ann", "bob", "cid"):
+        assert service.kept(user, "Adapter").manifest.measured["users"] == 3
+
+
+@pytest.mark.slow
 def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path):
     """Each goes on from its own checkpoint; who was through before is not trained again."""
     url = f"sqlite:///{tmp_path / 'state.db'}"
     service = Service(serve(database_url=url, context_length=128), url, tmp_path / "data")
     database = Database(url)
     try:
-        first = service.worker(jobs_at_once=3)
+        first = service.worker()
         short, ann, bob = service.trainings(short=1, ann=16, bob=20)
         service.done(short)
         service.until(
@@ -377,7 +389,7 @@ def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path
         )
         first.send_signal(signal.SIGKILL)
         first.wait()
-        service.worker(jobs_at_once=3)
+        service.worker()
         for operation in (ann, bob):
             service.until(lambda each=operation: service.metadata(each).attempt == 2)
             service.until(lambda each=operation: _epoch(service, each))
@@ -391,6 +403,10 @@ def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path
     finally:
         service.close()
         database.close()
+
+
+def _is_trained(service: Service, operation: longrunning.Operation) -> bool:
+    return service.metadata(operation).stage >= operations_pb2.STAGE_LOWER
 
 
 def _epoch(service: Service, operation: longrunning.Operation) -> int:
