@@ -3,8 +3,9 @@
 `export base`, 8da4w, each time in a process of its own. The phases are those that the export itself
 reports. The same export again copies the lowering from the cache; its bundle must have the same id.
 The peak is the process's, Python and libraries included, and is held against the model in float32:
-at the shape of Qwen2-0.5B, with random weights, in the full run only. A quick one lowers one small
-layer: the seconds are those of operators, not of weights.
+of `export base` and `export merged` at the shape of Qwen2-0.5B with random weights, in the context
+that both have by default, in the full run only. A quick one lowers one small layer: the seconds are
+those of operators, not of weights.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ def rows(quick: bool, work: Path) -> list[Row]:
     else:
         model = models.model(quick)
         base, name = model.base, model.name
-    first = _export(base, work / "first", work / "cache")
-    again = _export(base, work / "again", work / "cache")
+    kept = {"context": models.CONTEXT, "cache": str(work / "cache")}
+    first = _export(base, work / "first", **kept)
+    again = _export(base, work / "again", **kept)
     if (first["id"], first["cache"], again["cache"]) != (again["id"], "kept", "copied"):
         raise SystemExit("the copied lowering is not the one that was made")
     what = f"export base, 8da4w, {name}"
@@ -52,29 +54,45 @@ def rows(quick: bool, work: Path) -> list[Row]:
     whole, copy = first["lowering_seconds"], again["lowering_seconds"]
     found.append(Row(f"{what}: lowering that was kept", copy, "s", "lowering", whole, whole / copy))
     if not quick:
-        alone(make_qwen2, out=str(work / "half"), shape=HALF_BILLION)
-        large = _export(str(work / "half"), work / "large", None)
-        size = large["float32_bytes"]
-        found.append(
-            limited(
-                "export base, 8da4w, 0.5B shape: peak of memory", large["peak"] / size,
-                "times float32", PEAK_LIMIT, note=f"{size / 1e6:,.0f} MB in float32; "
-                f"{large['lowering_seconds']:,.0f} s of lowering",
-            )
-        )  # fmt: skip
+        half, adapter = str(work / "half"), str(work / "adapter")
+        alone(make_qwen2, out=half, shape=HALF_BILLION)
+        alone(models.make_adapter, base=half, directory=adapter, seed=0)
+        found += [
+            _peak("base", _export(half, work / "large")),
+            _peak("merged", _export(half, work / "merged", adapter=adapter)),
+        ]
     return found
 
 
-def _export(base: str, out: Path, cache: Path | None) -> dict[str, Any]:
-    done = alone(export_one, base=base, out=str(out), cache=str(cache) if cache else None)
+def _peak(what: str, done: dict[str, Any]) -> Row:
+    size, seconds = done["float32_bytes"], done["lowering_seconds"]
+    phase = max(done["phases"], key=lambda name: done["phases"][name][1])
+    return limited(
+        f"export {what}, 8da4w, 0.5B shape, context {done['context']:,}: peak of memory",
+        done["peak"] / size, "times float32", PEAK_LIMIT,
+        note=f"{size / 1e6:,.0f} MB in float32; reached in: {phase}; {seconds:,.0f} s of lowering",
+    )  # fmt: skip
+
+
+def _export(base: str, out: Path, **given: Any) -> dict[str, Any]:
+    done = alone(export_one, base=base, out=str(out), **given)
     return {**done.result, "peak": done.peak_bytes}
 
 
-def export_one(base: str, out: str, cache: str | None) -> dict[str, Any]:
-    """One export; phase -> seconds and the most memory held until its end."""
+def export_one(
+    base: str,
+    out: str,
+    context: int | None = None,
+    cache: str | None = None,
+    adapter: str | None = None,
+) -> dict[str, Any]:
+    """One export, merged if there is an adapter; phase -> seconds and the most memory held until
+    its end.
+    """
     from benchmarks.alone import peak_bytes
     from export.base import export_base
     from export.lowerings import LoweringCache
+    from export.merged import export_merged
     from protos.base_model import open_base, skeleton
 
     phases: dict[str, tuple[float, int]] = {}
@@ -86,14 +104,21 @@ def export_one(base: str, out: str, cache: str | None) -> dict[str, Any]:
         phases[name] = (phases.get(name, (0.0, 0))[0] + now - started, peak_bytes())
         began.append((message, now))
 
-    bundle = export_base(
-        base, Path(out), models.INT4, context_length=models.CONTEXT, progress=progress,
-        cache=LoweringCache(Path(cache)) if cache else None,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "context_length": context, "progress": progress,
+        "cache": LoweringCache(Path(cache)) if cache else None,
+    }  # fmt: skip
+    if adapter is None:
+        bundle = export_base(base, Path(out), models.INT4, **given)
+    else:
+        bundle = export_merged(
+            Path(adapter), Path(out), models.INT4, base=base, trust_base=True, **given
+        )
     progress("", 1.0)
     measured = bundle.manifest.measured
     return {
         "id": bundle.id,
+        "context": bundle.config["context_length"],
         "cache": measured["lowering_cache"],
         "lowering_seconds": measured["lowering_seconds"],
         "phases": phases,

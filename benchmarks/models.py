@@ -64,7 +64,7 @@ def model(quick: bool) -> Model:
         if not quick:
             _make_base(making / "base")
         for user in (0, 1):
-            _make_adapter(BUNDLED if quick else making / "base", making / f"adapter{user}", user)
+            make_adapter(BUNDLED if quick else making / "base", making / f"adapter{user}", user)
         making.rename(home)
     return Model(name, str(base), (str(home / "adapter0"), str(home / "adapter1")))
 
@@ -123,7 +123,7 @@ def _make_base(directory: Path) -> None:
     AutoTokenizer.from_pretrained(BUNDLED).save_pretrained(directory)
 
 
-def _make_adapter(base: Path, directory: Path, seed: int) -> None:
+def make_adapter(base: Path | str, directory: Path | str, seed: int) -> None:
     """A random adapter, none of its B matrices zero."""
     import torch
     from peft import LoraConfig, get_peft_model

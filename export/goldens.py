@@ -4,13 +4,14 @@ In: reference models and prompts. Out: a `Golden`. Rungs, each eager PyTorch:
     peft        the float32 base; PEFT itself for "on", so our own LoRA layers are not their judge
     merged      PEFT's own merge into the float32 base
     fake_quant  the quantized base with our LoRA layers; for a merged bundle, merged and quantized
-One model is in memory at a time, while PEFT's is merged also the weights it changes.
+One model is in memory at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +27,7 @@ from export.lora import fill, insert_lora
 from export.peft_adapter import Arrays
 from export.prompts import CONTINUATION
 from export.recipes import Recipe
-from export.reference import Recorder, continuations, forward_of
+from export.reference import Recorder, Reference, continuations
 from protos.artifacts import tool_versions
 from protos.base_model import BaseModel, load_model
 from protos.errors import UnsupportedError
@@ -38,6 +39,10 @@ _MERGE_TOLERANCE = 1e-3
 """Largest |logit difference| between PEFT and its merge; measured: below 1e-5 on trained models."""
 _FOLD_TOLERANCE = 1e-5
 """Largest relative difference of an element of a folded B."""
+_OFF_TOLERANCE = 1e-5
+"""Largest |difference| between the base and PEFT's model without its adapter, as a share of the
+largest number; measured: none.
+"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class GoldenMaker:
     progress: Progress = silent
 
     def load(self) -> nn.Module:
-        """The float32 base, afresh."""
+        """The float32 base, afresh. Models hold themselves in cycles: the last one goes first."""
+        gc.collect()
         return load_model(self.base, torch.float32)
 
     def quantized(self, model: nn.Module) -> nn.Module:
@@ -64,18 +70,18 @@ class GoldenMaker:
         return model
 
     def continued(
-        self, model: nn.Module, *, logits: bool
+        self, model: nn.Module
     ) -> tuple[list[GoldenPrompt], list[torch.Tensor], Operators]:
-        """The prompts with what a float model goes on with, and what it says on the way: its logits
-        for each prompt, [rows, V], if they are asked for, and its operators as in `Rung`.
+        """The prompts with what a float model goes on with; what its head was given on the way, for
+        each prompt [rows, H]; and its operators as in `Rung`.
         """
         ids = [prompt.ids for prompt in self.prompts]
-        found, operators = continuations(model, ids, CONTINUATION, self.vocab_size, logits=logits)
+        found, operators = continuations(model, ids, CONTINUATION, self.vocab_size)
         prompts = [
             dataclasses.replace(prompt, continuation=continued.ids)
             for prompt, continued in zip(self.prompts, found, strict=True)
         ]
-        return prompts, [continued.logits for continued in found], operators
+        return prompts, [continued.states for continued in found], operators
 
     @property
     def vocab_size(self) -> int:
@@ -109,9 +115,9 @@ def base_golden(make: GoldenMaker) -> Golden:
     """Goldens of a base alone: what it says in float, and with the weights that are lowered."""
     model = make.load()
     make.progress("the base's answers", 0.0)
-    prompts, _, _ = make.continued(model, logits=False)
+    prompts, _, _ = make.continued(model)
     recorder = make.recorder(prompts)
-    (plain,) = recorder.record_float([forward_of(model)], model)
+    (plain,) = recorder.record_float([Reference(model)])
     make.progress("the quantized base's answers", 0.5)
     shipped, noise = recorder.record_with_noise(make.quantized(model), SEED)
     return make.golden(prompts, recorder, {"peft.off": plain, "fake_quant.off": shipped}, noise)
@@ -128,15 +134,13 @@ def adapter_golden(
     Raises:
         UnsupportedError: PEFT changes a weight in another way than the folded tensors do.
     """
-    tuned = load_peft(make.load(), adapter)
-    check_fold(tuned, folded)
-    prompts, recorder, rungs = _float_rungs(make, tuned, adapter)
+    prompts, recorder, rungs = _float_rungs(make, adapter, folded)
     make.progress("the quantized base's answers", 0.6)
-    model = make.quantized(tuned.unload())
+    model = make.quantized(make.load())
     if make.recipe.quantization is None:
         rungs["fake_quant.off"] = rungs["peft.off"]
     else:
-        rungs["fake_quant.off"] = recorder.record(forward_of(model))
+        rungs["fake_quant.off"] = recorder.record(Reference(model))
     tensors = {name: torch.from_numpy(array) for name, array in shipped.items()}
     fill(insert_lora(model, rank), tensors)
     rungs["fake_quant.on"], noise = recorder.record_with_noise(model, SEED)
@@ -149,64 +153,67 @@ def merged_golden(make: GoldenMaker, adapter: Path) -> Golden:
     Raises:
         UnsupportedError: PEFT cannot merge this adapter without changing its answers.
     """
-    prompts, recorder, rungs = _float_rungs(make, load_peft(make.load(), adapter), adapter)
+    prompts, recorder, rungs = _float_rungs(make, adapter)
     make.progress("the quantized models' answers", 0.6)
     if make.recipe.quantization is None:
         rungs["fake_quant.off"] = rungs["peft.off"]
     else:
-        rungs["fake_quant.off"] = recorder.record(forward_of(make.quantized(make.load())))
+        rungs["fake_quant.off"] = recorder.record(Reference(make.quantized(make.load())))
     shipped = make.quantized(merge(load_peft(make.load(), adapter), adapter))
     rungs["fake_quant.on"], noise = recorder.record_with_noise(shipped, SEED)
     return make.golden(prompts, recorder, rungs, noise)
 
 
 def _float_rungs(
-    make: GoldenMaker, tuned: Any, adapter: Path
+    make: GoldenMaker, adapter: Path, folded: Arrays | None = None
 ) -> tuple[list[GoldenPrompt], Recorder, dict[str, Rung]]:
-    """The rungs of peft and merged, off and on.
+    """The rungs of peft and merged, off and on. folded: see `adapter_golden`.
 
     The continuations come from the merged model: it says the same and decodes twice as fast.
     """
     make.progress("the merged model's answers", 0.0)
-    with _merged(tuned, adapter):
-        prompts, logits, operators = make.continued(tuned, logits=True)
-
-    def without(ids: torch.Tensor) -> torch.Tensor:
-        with tuned.disable_adapter():
-            return forward_of(tuned)(ids)
-
+    merged = merge(load_peft(make.load(), adapter), adapter)
+    prompts, states, operators = make.continued(merged)
+    del merged  # what its head says is recorded at the end, at the ids that PEFT's answers choose
     make.progress("PEFT's answers", 0.3)
+    base = make.load()
+    shortest = torch.tensor([min((prompt.ids for prompt in prompts), key=len)])
+    biases, plain = _biases(base), Reference(base).states(shortest)
+    tuned = load_peft(base, adapter)
+    if folded is not None:
+        check_fold(tuned, folded)
+    without = Reference(tuned, lambda: _without(tuned, biases))
+    _check_off(plain, without.states(shortest), adapter)
     recorder = make.recorder(prompts)
-    off, on = recorder.record_float([without, forward_of(tuned)], tuned)
-    merged = dataclasses.replace(recorder.keep(logits), operators=operators)
-    _check_merge(on, merged)
+    off, on = recorder.record_float([without, Reference(tuned)])
+    kept = recorder.keep(Reference(merge(tuned, adapter)), states)
+    merged_on = dataclasses.replace(kept, operators=operators)
+    _check_merge(on, merged_on)
     # Without the adapter the merged model is the base itself: the same answers, not run again.
-    return (
-        prompts,
-        recorder,
-        {"peft.off": off, "peft.on": on, "merged.off": off, "merged.on": merged},
-    )
+    rungs = {"peft.off": off, "peft.on": on, "merged.off": off, "merged.on": merged_on}
+    return prompts, recorder, rungs
+
+
+def _biases(model: nn.Module) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    """A base's biases, each with a copy of what is in it: where an adapter's config says `bias=`,
+    PEFT loads its own into the base.
+    """
+    named = model.named_parameters()
+    return [(bias, bias.detach().clone()) for name, bias in named if "bias" in name]
 
 
 @contextlib.contextmanager
-def _merged(tuned: Any, adapter: Path) -> Generator[None]:
-    """PEFT's own merge inside the `with`, and the very weights of before after it.
-
-    Raises:
-        UnsupportedError: it has no merge for this kind of adapter.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [layer for layer in tuned.modules() if isinstance(layer, BaseTunerLayer)]
-    changed = [p for layer in layers for p in layer.get_base_layer().parameters()]
-    before = [parameter.detach().clone() for parameter in changed]
-    with _refused_by_name(adapter):
-        tuned.merge_adapter()
-    yield
-    tuned.unmerge_adapter()  # which rounds, so the weights are put back as well
-    with torch.no_grad():
-        for parameter, values in zip(changed, before, strict=True):
-            parameter.copy_(values)
+def _without(tuned: Any, biases: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> Generator[None]:
+    """The base itself inside the `with`: PEFT switches an adapter off, but not its biases."""
+    trained = [bias.data for bias, _ in biases]
+    for bias, own in biases:
+        bias.data = own
+    try:
+        with quiet(), tuned.disable_adapter():
+            yield
+    finally:
+        for (bias, _), values in zip(biases, trained, strict=True):
+            bias.data = values
 
 
 def load_peft(model: nn.Module, adapter: Path) -> Any:
@@ -240,7 +247,7 @@ def merge(tuned: Any, adapter: Path) -> nn.Module:
 def _refused_by_name(adapter: Path) -> Generator[None]:
     try:
         yield
-    except (ValueError, NotImplementedError, AttributeError) as error:
+    except (ValueError, RuntimeError, AttributeError) as error:
         raise UnsupportedError(f"{adapter}: PEFT cannot merge it: {error}") from None
 
 
@@ -267,6 +274,15 @@ def check_fold(tuned: Any, folded: Arrays) -> None:
                 f"{module}: PEFT's weight change differs from the exported one; this adapter uses "
                 "something that a separate adapter cannot represent"
             )
+
+
+def _check_off(base: torch.Tensor, without: torch.Tensor, adapter: Path) -> None:
+    apart = float((base - without).abs().max())
+    if not apart <= _OFF_TOLERANCE * float(base.abs().max()):
+        raise UnsupportedError(
+            f"{adapter}: PEFT's model without this adapter differs from the base by {apart:.2g}: "
+            "it changes the base in a way that cannot be told from it"
+        )
 
 
 def _check_merge(peft: Rung, merged: Rung) -> None:

@@ -2,13 +2,13 @@
 
 In: a base model, a PEFT adapter, a recipe. Out: an AdapterBundle that holds all weights, the
 adapter merged in float32 before quantization. It costs a full lowering per user and
-the size of the base, and takes adapters that the separate form refuses (DoRA, modules_to_save).
+the size of the base, and takes adapters that the separate form refuses (DoRA, biases,
+modules_to_save).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +69,6 @@ def export_merged(
         target = write_texts(draft.path, model_files, chosen, context)
         make = golden_maker(target, prompts, part(progress, 0.0, 0.1))
         write_golden(draft.path, merged_golden(make, source.path))
-        gc.collect()  # models hold themselves in cycles; lowering needs the memory
         draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
         started = time.perf_counter()
         inputs = Inputs(KIND, parents, chosen, {"context_length": context})

@@ -227,6 +227,11 @@ def _check_type(adapter: PeftAdapter) -> None:
         raise InputError(f"{source}: expected a JSON object")
     if adapter.config.get("peft_type") != "LORA":
         raise UnsupportedError(f"{source}: peft_type {adapter.config.get('peft_type')!r}, not LORA")
+    if adapter.config.get("layer_replication"):
+        raise UnsupportedError(
+            f"{source}: layer_replication={adapter.config['layer_replication']!r} gives the base "
+            "model other layers; export a base that has them"
+        )
     if adapter.config.get("init_lora_weights", True) not in _INITS:
         raise UnsupportedError(
             f"{source}: init_lora_weights={adapter.config['init_lora_weights']!r} changes the base "

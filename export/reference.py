@@ -2,7 +2,8 @@
 
 Models here are eager PyTorch with transformers' own attention, never the exported wrapper. Prompts
 of like length go through together, padded on the right: attention is causal, so padding cannot
-reach a token. Legend: N prompts of a group, L its longest, V vocabulary, K kept ids.
+reach a token. The head runs over some rows at a time: all logits of a long prompt would take
+gigabytes. Legend: N prompts of a group, L its longest, H hidden size, V vocabulary, K kept ids.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,8 +23,6 @@ from torch import nn
 from export.families import slides
 from protos.golden import TOP, Floats, Ints, NoiseFloor, Operators, Rung, sketch
 
-Forward = Callable[[torch.Tensor], torch.Tensor]
-"""ids [N, L] -> logits [N, L, V]."""
 _MAX_LOGITS = 2**25
 """Logits held at once, 128 MB in float32."""
 _COMPARED_AT_ONCE = 2**22
@@ -90,39 +90,69 @@ def _group(members: list[int], sequences: Sequence[Sequence[int]], first_row: An
     return Group(members, ids, torch.arange(longest) < lengths[:, None], torch.tensor(rows))
 
 
-def forward_of(model: nn.Module) -> Forward:
-    """A model's logits without a cache."""
-    return lambda ids: model(input_ids=ids, use_cache=False).logits
+@dataclass(frozen=True)
+class Reference:
+    """A language model, asked in two steps without a cache.
+
+    within: what it runs in, such as PEFT's `disable_adapter`.
+    """
+
+    model: nn.Module
+    within: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext
+
+    @torch.inference_mode()
+    def states(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the head is given: ids [N, L] -> [N, L, H]."""
+        with self.within():
+            return _decoder(self.model)(input_ids=ids, use_cache=False).last_hidden_state
+
+    @torch.inference_mode()
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """[rows, H] -> [rows, V], float32."""
+        with self.within():
+            return _said(self.model, states).float()
+
+
+def _decoder(model: nn.Module) -> nn.Module:
+    """All but the head; PEFT's models too hand on what transformers' have."""
+    return cast("Any", model).get_decoder()
+
+
+def _head(model: nn.Module) -> nn.Module:
+    return cast("Any", model).get_output_embeddings()
+
+
+def _said(model: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """Logits [..., V] of states [..., H], capped where the model caps them (Gemma 2's report,
+    section 2).
+    """
+    logits = _head(model)(states)
+    cap = getattr(cast("Any", model).config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 @dataclass(frozen=True)
 class Continued:
-    """What a model goes on with after one prompt. ids: `steps` of them. logits: [rows, V], what it
-    says after each position of prompt and continuation; [0, V] where they were not asked for.
+    """What a model goes on with after one prompt. ids: `steps` of them. states: [rows, H], what its
+    head is given at each position of prompt and continuation.
     """
 
     ids: list[int]
-    logits: torch.Tensor
+    states: torch.Tensor
 
 
 @torch.inference_mode()
 def continuations(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    steps: int,
-    vocab_size: int,
-    *,
-    logits: bool = True,
+    model: nn.Module, prompts: Sequence[Sequence[int]], steps: int, vocab_size: int
 ) -> tuple[list[Continued], Operators]:
     """The `steps` most likely ids after each prompt, one by one; an end token does not stop it.
 
     Also, as in `Rung`, its operators at the whole rows of prompts and continuations.
-    logits: keep them, which takes a gigabyte for a vocabulary of 150,000.
     """
     found: dict[int, Continued] = {}
     taps = _Taps(model, [len(prompt) + steps for prompt in prompts])
     for group in grouped(prompts, vocab_size, _spread(model, max(map(len, prompts)) + steps)):
-        found.update(zip(group.members, _greedy(model, group, steps, taps, logits), strict=True))
+        found.update(zip(group.members, _greedy(model, group, steps, taps), strict=True))
     return [found[index] for index in range(len(prompts))], taps.sketches()
 
 
@@ -133,36 +163,31 @@ def _spread(model: nn.Module, longest: int) -> tuple[float, int]:
     return _OF_ONE_LENGTH if narrow else _ALIKE_TO_DECODE
 
 
-def _greedy(
-    model: nn.Module, group: Group, steps: int, taps: _Taps, logits: bool
-) -> list[Continued]:
+def _greedy(model: nn.Module, group: Group, steps: int, taps: _Taps) -> list[Continued]:
     """With the cache: new ids stand behind the padding, which the mask hides."""
-    lengths = group.real.sum(1)
+    lengths, decoder = group.real.sum(1), _decoder(model)
     mask = group.real.long()
     with taps.kept_at(group.members, group.positions):
-        output = model(input_ids=group.ids, attention_mask=mask, use_cache=True)
-    read = output.logits
-    last, said, tokens = read[torch.arange(len(lengths)), lengths - 1], [read[:, :0]], []
+        output = decoder(input_ids=group.ids, attention_mask=mask, use_cache=True)
+    read = output.last_hidden_state
+    last, states, tokens = read[torch.arange(len(lengths)), lengths - 1], [read[:, :0]], []
     for step in range(steps):
-        tokens.append(last.argmax(-1))
+        tokens.append(_said(model, last).argmax(-1))
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = (lengths + step)[:, None]
         with taps.kept_at(group.members, positions):
-            output = model(
+            output = decoder(
                 input_ids=tokens[-1][:, None],
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=output.past_key_values,
                 use_cache=True,
             )
-        last = output.logits[:, -1]
-        if logits:
-            said.append(output.logits)
-    after, ids = torch.cat(said, dim=1), torch.stack(tokens, dim=1).tolist()
-    rows = lengths if logits else torch.zeros_like(lengths)
+        last = output.last_hidden_state[:, -1]
+        states.append(output.last_hidden_state)
+    after, ids = torch.cat(states, dim=1), torch.stack(tokens, dim=1).tolist()
     return [
-        Continued(ids[i], torch.cat([read[i, : rows[i]], after[i]]).float())
-        for i in range(len(lengths))
+        Continued(ids[i], torch.cat([read[i, : lengths[i]], after[i]])) for i in range(len(lengths))
     ]
 
 
@@ -180,56 +205,59 @@ class Recorder:
         self.full_rows = whole_rows(self.lengths)
         self.ids: Ints = np.zeros((self.rows, min(TOP, vocab_size)), np.int32)
 
-    @torch.inference_mode()
-    def record_float(self, references: Sequence[Forward], model: nn.Module) -> list[Rung]:
+    def record_float(self, references: Sequence[Reference]) -> list[Rung]:
         """The float references (adapter off, and on where there is one), side by side: the ids that
-        are kept are those with the highest elementwise maximum of their logits. All run `model`,
-        whose operators are recorded for the last of them.
+        are kept are those with the highest elementwise maximum of their logits. The operators of
+        the last of them are recorded.
         """
-        rungs = [self._empty() for _ in references]
-        taps = _Taps(model, self.lengths)
+        rungs, last = [self._empty() for _ in references], references[-1]
+        taps = _Taps(last.model, self.lengths)
         for group in self.groups:
-            logits = [self._rows(forward, group) for forward in references[:-1]]
+            states = [each.states(group.ids)[group.real] for each in references[:-1]]
             with taps.kept_at(group.members, group.positions):
-                logits.append(self._rows(references[-1], group))
-            highest = [
-                torch.stack(some).amax(0).topk(self.ids.shape[1]).indices
-                for some in zip(*map(_some_rows, logits), strict=True)
-            ]
-            self.ids[group.rows.numpy()] = torch.cat(highest).numpy()
-            for rung, values in zip(rungs, logits, strict=True):
-                self._keep(rung, group, values)
+                states.append(last.states(group.ids)[group.real])
+            for rows, *some in self._parts(group, *states):
+                logits = [r.logits(each) for r, each in zip(references, some, strict=True)]
+                self.ids[rows] = _highest(logits, self.ids.shape[1])
+                for rung, values in zip(rungs, logits, strict=True):
+                    self._keep(rung, rows, values)
         return [*rungs[:-1], dataclasses.replace(rungs[-1], operators=taps.sketches())]
 
-    @torch.inference_mode()
-    def record(self, forward: Forward) -> Rung:
+    def record(self, reference: Reference) -> Rung:
         """What one reference says at the ids chosen before."""
         rung = self._empty()
         for group in self.groups:
-            self._keep(rung, group, self._rows(forward, group))
+            states = reference.states(group.ids)[group.real]
+            for rows, some in self._parts(group, states):
+                self._keep(rung, rows, reference.logits(some))
         return rung
 
-    def keep(self, sequences: Sequence[torch.Tensor]) -> Rung:
-        """The same of logits that are there already, [rows of a sequence, V] each."""
+    def keep(self, reference: Reference, sequences: Sequence[torch.Tensor]) -> Rung:
+        """The same where the head's states are there already, [rows of a sequence, H] each."""
         rung = self._empty()
         for group in self.groups:
-            self._keep(rung, group, torch.cat([sequences[i] for i in group.members]))
+            states = torch.cat([sequences[i] for i in group.members])
+            for rows, some in self._parts(group, states):
+                self._keep(rung, rows, reference.logits(some))
         return rung
 
-    @torch.inference_mode()
     def record_with_noise(self, model: nn.Module, seed: int) -> tuple[Rung, NoiseFloor]:
         """A reference, and itself again with its embeddings changed by a relative 1e-6."""
         taps, rung, noisy = _Taps(model, self.lengths), self._empty(), self._empty()
         divergence, largest = np.zeros(self.rows), 0.0
         generator = torch.Generator().manual_seed(seed)
+        clean = Reference(model)
+        changed = Reference(model, lambda: _perturbed(model, generator))
         for group in self.groups:
             with taps.kept_at(group.members, group.positions):
-                clean = self._rows(forward_of(model), group)
-            changed = self._rows(_perturbed(model, generator), group)
-            self._keep(rung, group, clean)
-            self._keep(noisy, group, changed)
-            divergence[group.rows.numpy()] = _kl(clean, changed).numpy()
-            largest = max(largest, float((clean - changed).abs().max()))
+                states = clean.states(group.ids)[group.real]
+            other = changed.states(group.ids)[group.real]
+            for rows, *some in self._parts(group, states, other):
+                one, another = (clean.logits(each) for each in some)
+                self._keep(rung, rows, one)
+                self._keep(noisy, rows, another)
+                divergence[rows] = _kl(one, another).numpy()
+                largest = max(largest, float((one - another).abs().max()))
         return dataclasses.replace(rung, operators=taps.sketches()), NoiseFloor(
             kl_mean=float(divergence.mean()),
             kl_max=float(divergence.max()),
@@ -238,9 +266,11 @@ class Recorder:
             norm=float(np.linalg.norm((rung.logits - noisy.logits).astype(np.float64))),
         )
 
-    def _rows(self, forward: Forward, group: Group) -> torch.Tensor:
-        """Logits of the real positions, [rows of the group, V], float32."""
-        return forward(group.ids)[group.real].float()
+    def _parts(self, group: Group, *states: torch.Tensor) -> Iterator[tuple[Any, ...]]:
+        """A golden's rows, and the states there, [rows, H] each, as many as have `_MAX_LOGITS`."""
+        count = max(1, _MAX_LOGITS // self.vocab_size)
+        for rows, *some in zip(*(each.split(count) for each in (group.rows, *states)), strict=True):
+            yield rows.numpy(), *some
 
     def _empty(self) -> Rung:
         return Rung(
@@ -250,8 +280,7 @@ class Recorder:
             full=np.zeros((len(self.full_rows), self.vocab_size), np.float32),
         )
 
-    def _keep(self, rung: Rung, group: Group, logits: torch.Tensor) -> None:
-        rows = group.rows.numpy()
+    def _keep(self, rung: Rung, rows: Ints, logits: torch.Tensor) -> None:
         kept = torch.from_numpy(self.ids[rows]).long()
         rung.logits[rows] = logits.gather(1, kept).numpy()
         rung.logsumexp[rows] = torch.cat([some.logsumexp(1) for some in _some_rows(logits)]).numpy()
@@ -291,7 +320,8 @@ def tokens_first(model: nn.Module, values: torch.Tensor) -> torch.Tensor:
 
 
 class _Taps:
-    """What each operator is given and gives at the whole rows, taken from forwards that run anyway.
+    """What each operator is given and gives at the whole rows, taken from forwards that run anyway;
+    the head, which those leave out, is run for these rows.
 
     A layer's output is what the next is given, the attention's is what its last product is given.
     """
@@ -322,16 +352,35 @@ class _Taps:
         ]
         rows, places = [row for row, *_ in held], tuple(zip(*(at for _, *at in held), strict=True))
 
-        def keep(name: str, _: nn.Module, given: tuple[torch.Tensor], gives: torch.Tensor) -> None:
+        def keep(name: str, *chosen: torch.Tensor) -> None:
             sides = self._kept.setdefault(name, ({}, {}))
-            for side, values in zip(sides, (given[0], gives), strict=True):
-                chosen = tokens_first(self._model, values)[places].float().reshape(len(rows), -1)
-                side.update(zip(rows, chosen.numpy(), strict=True))
+            for side, values in zip(sides, chosen, strict=True):
+                side.update(zip(rows, values.float().reshape(len(rows), -1).numpy(), strict=True))
 
+        def tap(name: str, _: nn.Module, given: tuple[torch.Tensor], gives: torch.Tensor) -> None:
+            keep(name, *(tokens_first(self._model, each)[places] for each in (given[0], gives)))
+
+        def tap_before_head(name: str, _: nn.Module, __: object, output: Any) -> None:
+            states = output.last_hidden_state[places]
+            keep(name, states, head(states))
+
+        head = _head(self._model)
         with contextlib.ExitStack() as hooks:
             for name, module in self._operators.items() if held else ():
-                hooks.enter_context(_hooked(module, functools.partial(keep, name)))
+                if module is head:
+                    module, hook = _decoder(self._model), tap_before_head
+                else:
+                    hook = tap
+                hooks.enter_context(_hooked(module, functools.partial(hook, name)))
             yield
+
+
+def _highest(logits: Sequence[torch.Tensor], count: int) -> Ints:
+    """The `count` ids of each row where the maximum of several logits [rows, V] is highest."""
+    return np.concatenate([
+        torch.stack(some).amax(0).topk(count).indices.numpy().astype(np.int32)
+        for some in zip(*map(_some_rows, logits), strict=True)
+    ])  # fmt: skip
 
 
 def _some_rows(logits: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -348,18 +397,13 @@ def _kl(reference: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return torch.cat(found)
 
 
-def _perturbed(model: nn.Module, generator: torch.Generator) -> Forward:
-    """The model with every embedding times (1 + 1e-6 x standard normal)."""
+def _perturbed(model: nn.Module, generator: torch.Generator) -> AbstractContextManager[None]:
+    """Inside the `with`, every embedding is times (1 + 1e-6 x standard normal)."""
 
     def change(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
         return output * (1 + _NOISE * torch.randn(output.shape, generator=generator))
 
-    def forward(ids: torch.Tensor) -> torch.Tensor:
-        embedding = cast("Any", model).get_input_embeddings()
-        with _hooked(embedding, change):
-            return model(input_ids=ids, use_cache=False).logits
-
-    return forward
+    return _hooked(cast("Any", model).get_input_embeddings(), change)
 
 
 @contextlib.contextmanager

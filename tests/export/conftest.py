@@ -92,6 +92,39 @@ def qwen3(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen2(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, biases, head not tied."""
+    import shutil
+
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    directory = tmp_path_factory.mktemp("models") / "qwen2"
+    shutil.copytree(tiny_base, directory)
+    vocab = json.loads((tiny_base / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(4)
+    config = Qwen2Config(
+        vocab_size=vocab + 8,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=96,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=2,
+        bos_token_id=1,
+    )  # fmt: skip  (8 more: Qwen2's tokenizer class adds an end token of its own)
+    model = _widened(Qwen2ForCausalLM(config))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "bias" in name:
+                parameter.normal_(0, 0.3)
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def make_adapter(tmp_path_factory: pytest.TempPathFactory) -> MakeAdapter:
     """Random PEFT adapters: `make_adapter(base, seed, **LoraConfig options)` -> plain directory."""
 

@@ -13,7 +13,7 @@ import torch
 from export.adapter import export_adapter
 from export.base import export_base
 from export.families import ARCHITECTURES
-from export.reference import continuations, whole_rows
+from export.reference import Reference, continuations, whole_rows
 from protos.artifacts import Artifact
 from protos.golden import sketch
 
@@ -121,7 +121,7 @@ def test_continuations_past_a_window_are_those_of_each_prompt_alone(name, tiny_b
         for hook in hooks:
             hook.remove()
         assert found.ids == said[len(prompt) - 1 : -1].argmax(-1).tolist()
-        assert (found.logits - said).abs().max() <= 1e-4
+        assert (Reference(model).logits(found.states) - said).abs().max() <= 1e-4
     rows = whole_rows([len(prompt) + 8 for prompt in prompts])
     assert len(rows) == 8
     norms = [name for name in kept if name.endswith("q_norm")]
@@ -129,6 +129,25 @@ def test_continuations_past_a_window_are_those_of_each_prompt_alone(name, tiny_b
     for name, (given, gives) in held.items():
         wanted = np.stack([sketch(torch.cat(side)[rows].numpy()) for side in (given, gives)])
         np.testing.assert_allclose(kept[name], wanted, atol=2e-4, err_msg=name)
+
+
+CAPPED = ("Gemma3", {**FAMILIES["Gemma 3, two ropes, a window"][1], "final_logit_softcapping": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("family", "options"), [*FAMILIES.values(), CAPPED], ids=[*FAMILIES, "Gemma 3, capped logits"]
+)
+def test_a_reference_says_in_two_steps_what_the_model_says_in_one(
+    family, options, tiny_base, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    base = make_model(tmp_path / family, tiny_base, family, options)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    reference, ids = Reference(model), torch.tensor([IDS, IDS[::-1]])
+    with torch.no_grad():
+        said = model(input_ids=ids, use_cache=False).logits
+    assert (reference.logits(reference.states(ids)) - said).abs().max() <= 1e-6
 
 
 def test_every_family_has_a_model_here():

@@ -408,7 +408,7 @@ def float32_scales(lab: Lab) -> Bundles:
             quantize_,
         )
 
-        from export.reference import Recorder, forward_of
+        from export.reference import Recorder, Reference
         from protos.base_model import load_model, open_base
 
         golden = read_golden(directory)
@@ -419,7 +419,7 @@ def float32_scales(lab: Lab) -> Bundles:
         quantize_(model, wrong, lambda module, _: isinstance(module, torch.nn.Linear))
         recorder = Recorder([[*p.ids, *p.continuation] for p in golden.prompts], 352)
         recorder.ids = golden.ids
-        rungs = {**golden.rungs, "fake_quant.off": recorder.record(forward_of(model))}
+        rungs = {**golden.rungs, "fake_quant.off": recorder.record(Reference(model))}
         write_golden(directory, dataclasses.replace(golden, rungs=rungs))
 
     return lab.base(record)
