@@ -35,10 +35,6 @@ TRAIN_FILE, VALID_FILE, REJECTED_FILE = "train.jsonl", "valid.jsonl", "rejected.
 SCRUBBING = ("auto", "on", "off")
 
 
-class NothingPassedError(TeacherError):
-    """The teacher answered, but nothing that it wrote for this user passed the filters."""
-
-
 @dataclass(frozen=True)
 class AugmentConfig:
     """How synthetic items are made.
@@ -104,12 +100,15 @@ def augment(
 ) -> Artifact:
     """Make the Dataset of one profile; an unchanged one is left as it is.
 
+    Where nothing that the teacher wrote passes, it holds the real items alone and has a `warning`
+    among its figures.
+
     Args:
         judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
-        TeacherError: the teacher failed. NothingPassedError: nothing it wrote passed the filters.
+        TeacherError: the teacher failed, or not one of its replies could be read.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
@@ -133,24 +132,41 @@ def augment(
             progress(f"{len(found.passed)} passed, {len(found.rejected)} rejected", done)
         kept = found.best(wanted)
         counts = Counter(each.reason for each in found.rejected)
-        if kept or not sum(wanted.values()):
-            with create(out, "Dataset", parents, resolved) as draft:
-                real = [real_row(user.task, item) for item in train]
-                synthetic = [synthetic_row(user.task, each) for each in kept]
-                write_rows(draft.path / TRAIN_FILE, real + synthetic)
-                write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
-                write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
-                draft.measured.update(
-                    real=len(train), valid=len(valid), wanted=sum(wanted.values()),
-                    synthetic=len(kept), asked=len(kept) + len(found.rejected),
-                    rejected={name: counts[name] for name in FILTERS},
-                    not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
-                    spent=_accounts(answers, [teacher, judge], calls or Calls()),
-                )  # fmt: skip
-    if not kept and sum(wanted.values()):
-        reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
-        raise NothingPassedError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
+        warning = "" if kept or not sum(wanted.values()) else _in_vain(profile, teacher, counts)
+        progress(warning or f"{len(kept)} taken", 1.0)
+        with create(out, "Dataset", parents, resolved) as draft:
+            real = [real_row(user.task, item) for item in train]
+            synthetic = [synthetic_row(user.task, each) for each in kept]
+            write_rows(draft.path / TRAIN_FILE, real + synthetic)
+            write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
+            write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
+            draft.measured.update(
+                real=len(train), valid=len(valid), wanted=sum(wanted.values()),
+                synthetic=len(kept), asked=len(kept) + len(found.rejected),
+                rejected={name: counts[name] for name in FILTERS},
+                not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
+                spent=_accounts(answers, [teacher, judge], calls or Calls()), warning=warning,
+            )  # fmt: skip
     return open_artifact(out, "Dataset")
+
+
+def _in_vain(profile: Artifact, teacher: Teacher, counts: Counter[str]) -> str:
+    """What is to be said of a teacher of whose items none was taken.
+
+    Raises:
+        TeacherError: none of them could even be read: the fault is the teacher's.
+    """
+    if set(counts) == {"unparsed"}:
+        raise TeacherError(
+            f"{profile.path}: {teacher.name} answered, but not one of {counts['unparsed']} answers "
+            "was of the form that it was asked for; choose another teacher, or --per-real 0 for "
+            "the real items alone"
+        )
+    reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
+    return (
+        f"nothing that {teacher.name} wrote passed the filters ({reasons}): the Dataset holds the "
+        "real items alone"
+    )
 
 
 def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:

@@ -36,6 +36,11 @@ class Candidate:
     source: dict[str, Any]
     quality: float = 1.0
 
+    @property
+    def output_stays(self) -> bool:
+        """Whether the output is the user's own, kept for a new input."""
+        return self.source["strategy"] == "paraphrase"
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -120,9 +125,13 @@ class Candidates:
                     self.rejected.append(Rejected("unparsed", None, place, reply.text))
                 else:
                     fresh.append(Candidate(pair, place))
-        fresh = [each for each in fresh if not self._reject(each, self._filters.rejects(each.pair))]
+        fresh = [
+            each
+            for each in fresh
+            if not self._reject(each, self._filters.rejects(each.pair, each.output_stays))
+        ]
         for each in self._judged(self._consistent(fresh)):
-            if not self._reject(each, self._filters.keep(each.pair)):
+            if not self._reject(each, self._filters.keep(each.pair, each.output_stays)):
                 self.passed.append(each)
 
     def _consistent(self, fresh: list[Candidate]) -> list[Candidate]:

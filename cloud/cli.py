@@ -183,6 +183,7 @@ def augment_command(
             opened, teachers.writer, out, config, progress, teachers.judge, teachers.calls
         )
     removed = stage.examples(made) if explain else {}
+    warn(made)
     print_result(made, started, as_json, {"removed": removed} if explain else {})
     if not as_json:
         click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
@@ -419,6 +420,12 @@ def pick(config: type[C], given: dict[str, Any]) -> C:
     """A stage's config from the options of a command; the rest of them is another stage's."""
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
     return config(**{name: value for name, value in given.items() if name in names})
+
+
+def warn(dataset: Artifact) -> None:
+    """Say on standard error what somebody should know about a Dataset that was made."""
+    if warning := dataset.manifest.measured.get("warning"):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def print_result(

@@ -8,7 +8,7 @@ filter only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from cloud.augment import (
     TRAIN_FILE,
     VALID_FILE,
     AugmentConfig,
-    NothingPassedError,
     augment,
     filters_for,
     real_row,
@@ -26,18 +25,9 @@ from cloud.augment import (
     synthetic_row,
 )
 from cloud.candidates import Candidate
-from cloud.pieces import store
 from cloud.profiles import Profile, read_profile, read_rows, write_rows
 from cloud.teachers import Calls, Teacher
-from protos.artifacts import (
-    Artifact,
-    create,
-    digest_json,
-    finished,
-    open_artifact,
-    read_json,
-    tool_versions,
-)
+from protos.artifacts import Artifact, create, finished, open_artifact
 from protos.progress import Progress, silent
 
 _BEST_MARK = 5
@@ -77,9 +67,8 @@ class Datasets:
             return self._real()
         is_ratio = data.startswith("ratio-")
         per_real = max(self.ratios) if is_ratio else self.config.per_real
-        try:
-            whole = self._augmented(per_real)
-        except NothingPassedError:
+        whole = self._augmented(per_real)
+        if whole.manifest.measured.get("warning"):
             self.fallen_back.add(data)
             return None if data == "synthetic" else self._real()
         if data == "mixed":
@@ -103,18 +92,9 @@ class Datasets:
         share = min(self.config.real_share, 1 / (1 + per_real))
         config = replace(self.config, per_real=per_real, real_share=share)
         out = self.folder / f"augmented-{per_real:g}"
-        asked = [self.teacher.digest, self.judge.digest if self.judge else ""]
-        key = digest_json([self.profile.id, *asked, asdict(config), tool_versions()])
-        in_vain = self.folder / f"{out.name}-nothing.json"
-        if in_vain.is_file() and (known := read_json(in_vain))["of"] == key:
-            raise NothingPassedError(known["said"])
-        try:
-            return augment(
-                self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
-            )
-        except NothingPassedError as error:  # as dear as an augmentation: not to be tried again
-            store(in_vain, {"of": key, "said": str(error)})
-            raise
+        return augment(
+            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
+        )
 
     def _best(self, synthetic: Rows, ratio: float) -> Rows:
         """Of the largest mix's synthetic items the best, as many as the ratio says."""

@@ -219,13 +219,47 @@ def test_what_a_bad_teacher_writes_is_counted_by_what_is_wrong_with_it(
     assert measured["asked"] >= 6
 
 
-def test_a_teacher_that_gives_nothing_usable_is_an_error_with_the_counts(
+def test_a_teacher_of_whom_nothing_can_be_read_is_an_error_with_the_count(
     tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
     chat.say = lambda message, number: "I cannot help with that."
-    with pytest.raises(TeacherError, match=r"nothing it wrote passed the filters \(unparsed 18\)"):
+    with pytest.raises(TeacherError, match="not one of 18 answers was of the form") as error:
         augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config())
+    assert error.value.exit_code == 6
     assert not (tmp_path / "d").exists()
+
+
+def test_where_nothing_passes_the_real_items_remain_and_it_is_said(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: GERMAN
+    said: list[str] = []
+    made = augment(
+        small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=1),
+        lambda message, fraction: said.append(message),
+    )  # fmt: skip
+    rows = read_rows(made.file("train.jsonl"))
+    assert [(row["origin"], row["input"]) for row in rows] == [
+        ("real", item.input) for item in ITEMS[:3]
+    ]
+    measured = made.manifest.measured
+    assert (measured["real"], measured["synthetic"], measured["wanted"]) == (3, 0, 3)
+    assert measured["warning"] == said[-1]
+    assert measured["warning"].endswith(
+        "wrote passed the filters (duplicate 2, language 1): the Dataset holds the real items alone"
+    )
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--tries", "1", "--pool", "1",
+    ]  # fmt: skip
+    calls = len(chat.bodies)
+    for more in ([], ["--json"]):
+        run = CliRunner().invoke(augment_command, [*arguments, *more], catch_exceptions=False)
+        assert f"Warning: {measured['warning']}" in run.stderr
+    assert json.loads(run.stdout)["warning"] == measured["warning"]
+    assert len(chat.bodies) == calls, "what is finished is not made again"
+    others = augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "e", config(per_real=0))
+    assert others.manifest.measured["warning"] == ""
 
 
 def test_an_interrupted_run_never_pays_twice(tmp_path: Path, chat, small_profile: Artifact) -> None:
