@@ -61,6 +61,7 @@ class Filters:
     held_out_inputs: list[str]
     held_out_outputs: list[str]
     is_personal: Callable[[str], bool] = nothing_personal
+    _own: set[str] = field(default_factory=set[str], init=False)
     _seen: set[Pair] = field(default_factory=set[Pair], init=False)
     _outputs: set[str] = field(default_factory=set[str], init=False)
     _texts: list[Words] = field(default_factory=list[Words], init=False)
@@ -71,7 +72,8 @@ class Filters:
             self._texts.append(self._text((item.input, item.output)))
         free = self._is_free = self.task.kind == "generation"
         given = Counter(_flat(item.output) for item in self.real if free)
-        self._outputs |= set(given)
+        self._own |= set(given)
+        self._outputs |= self._own
         self._habits = {output for output, count in given.items() if count > 1}
         # What the user has said before is no secret, and a beginning stands in its output.
         outputs = [text for text in self.held_out_outputs if free and _flat(text) not in given]
@@ -158,10 +160,11 @@ class Filters:
         """Whether either part of a pair is near a held-out text, or one holds the other.
 
         An output may be as near to a held-out one as two of the user's own are to each other: that
-        is their habit. Labels are no texts, and a beginning is a part of its output.
+        is their habit; one that they have given before is no leak at all. Labels are no texts, and
+        a beginning is a part of its output.
         """
         given = () if self.task.is_beginning else words(pair[0])
-        output = words(pair[1]) if self._is_free else ()
+        output = words(pair[1]) if self._is_free and _flat(pair[1]) not in self._own else ()
         held_out = [*self._held_inputs, *self._held_outputs]
         return (
             any_close(given, self._held_inputs)

@@ -116,6 +116,9 @@ def test_labels_and_what_the_user_has_said_before_are_no_leaks() -> None:
     own = [Item("1", REAL[0].input, REPORT), REAL[1]]
     assert not Filters(HEADLINE, own, [], [REPORT]).leaks((FRESH[0], REPORT))
     assert Filters(HEADLINE, REAL, [], [REPORT]).leaks((FRESH[0], REPORT))
+    near = Filters(HEADLINE, own, [], [f"New {REPORT}"])
+    assert not near.leaks((FRESH[0], REPORT)), "a paraphrase keeps it"
+    assert near.leaks((FRESH[0], f"New {REPORT} now"))
 
 
 def test_an_output_that_comes_again_is_a_duplicate_unless_it_is_kept_or_a_habit() -> None:
