@@ -15,15 +15,15 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud import seeds, selection
+from cloud import seeds, selection, votes
 from cloud.answers import Answers
-from cloud.candidates import Candidate, Candidates, first_round
+from cloud.candidates import Candidate, Candidates, first_round, opinion_hands
 from cloud.filters import FILTERS, Filters, nothing_personal
 from cloud.profiles import Consent, Item, Profile, read_profile, read_rows, write_rows
 from cloud.prompts import Message
 from cloud.tasks import Task
 from cloud.teachers import Calls, Teacher
-from protos.artifacts import Artifact, create, finished, open_artifact, work_dir
+from protos.artifacts import Artifact, create, finished, kept_dir, open_artifact
 from protos.errors import InputError, TeacherError
 from protos.progress import Progress, silent
 
@@ -100,8 +100,11 @@ def augment(
 ) -> Artifact:
     """Make the Dataset of one profile; an unchanged one is left as it is.
 
-    Where nothing that the teacher wrote passes, it holds the real items alone and has a `warning`
-    among its figures.
+    What the teachers answer is kept beside `out`, in a hidden folder, until the profile changes:
+    no other run for it pays for the same again.
+
+    Where nothing that the teacher wrote passes, the Dataset holds the real items alone, and a
+    `warning` is among its figures.
 
     Args:
         judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
@@ -122,8 +125,8 @@ def augment(
     train, valid = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
     scrubber = scrubber_for(user.task, train, config, teacher, judge) if config.per_real else None
-    with work_dir(out, parents, resolved) as work:
-        answers = Answers(work)
+    with kept_dir(out, {"profile": profile.id}) as folder:
+        answers = Answers(folder)
         filters = filters_for(user, train, valid, scrubber)
         writer = behind(scrubber, config, teacher)
         critic = behind(scrubber, config, judge) if judge else None
@@ -176,16 +179,34 @@ def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 
 
 def dry_run(
-    profile: Artifact, teacher: Teacher, config: AugmentConfig
-) -> Iterator[str | list[Message]]:
-    """Exactly what the teacher would be sent first; what comes after depends on its answers."""
+    profile: Artifact, teacher: Teacher, config: AugmentConfig, judge: Teacher | None = None
+) -> Iterator[str | list[Message] | dict[str, Any]]:
+    """Exactly what the teacher would be sent first; what comes after depends on its answers.
+
+    Of a vote and of a mark there is one example, as an object: `sent` is what would be sent if the
+    teacher had written the user's own newest item that can be shown.
+    """
     user = read_profile(profile)
     train, _ = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
-    scrubber = scrubber_for(user.task, train, config, teacher) if config.per_real else None
-    shown = behind(scrubber, config, teacher)
-    for ask in first_round(user.task, train, config, shown, wanted):
-        yield shown.prompt(user.task, ask)
+    if not sum(wanted.values()):
+        return
+    scrubber = scrubber_for(user.task, train, config, teacher, judge)
+    writer = behind(scrubber, config, teacher)
+    for ask in first_round(user.task, train, config, writer, wanted):
+        yield writer.prompt(user.task, ask)
+    shown = seeds.showable(train, config.max_chars)
+    hand, item = opinion_hands(shown, config)[0], shown[-1]
+    if config.votes and len(user.task.labels) > 1:
+        ask = votes.vote(item.input, hand, config.seed)
+        yield _example("vote", teacher, item, writer.prompt(user.task, ask))
+    if judge:
+        ask = votes.mark((item.input, item.output), hand, config.seed)
+        yield _example("judge", judge, item, behind(scrubber, config, judge).prompt(user.task, ask))
+
+
+def _example(kind: str, teacher: Teacher, item: Item, sent: str | list[Message]) -> dict[str, Any]:
+    return {"example": kind, "to": teacher.name, "as_if_written": item.id, "sent": sent}
 
 
 def examples(dataset: Artifact, each: int = 3) -> dict[str, list[dict[str, Any]]]:

@@ -153,7 +153,12 @@ def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None
 @click.option("--profile", "source", required=True, type=DIRECTORY, help="A Profile.")
 @click.option("--out", required=True, type=DIRECTORY, help="Where the Dataset goes.")
 @augment_options
-@click.option("--dry-run", is_flag=True, help="Only print what the teacher would be sent first.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only print what the teacher would be sent first, and how it and a judge "
+    "would be asked for their opinion.",
+)
 @click.option("--explain", is_flag=True, help="Show examples of what each filter removed.")
 @seed_option
 @threads_option
@@ -175,7 +180,7 @@ def augment_command(
     opened, config = open_artifact(source, "Profile"), pick(AugmentConfig, given)
     teachers = open_teachers(threads, **given)
     if dry_run:
-        for sent in stage.dry_run(opened, teachers.writer, config):
+        for sent in stage.dry_run(opened, teachers.writer, config, teachers.judge):
             click.echo(json.dumps(sent, ensure_ascii=False))
         return
     with shown("augment") as progress:
