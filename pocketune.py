@@ -323,6 +323,7 @@ def personalize(
             profile, teachers.writer, out / "dataset", augmenting, progress, teachers.judge,
             teachers.calls,
         )  # fmt: skip
+    cloud_cli.warn(dataset)
     with shown("export base") as progress:
         lowered = export_base(
             base, base_bundle or out / "base-bundle", recipe, rank=training.rank,
@@ -429,6 +430,7 @@ def summary(result: Result) -> str:
     data, trained = result.dataset.manifest.measured, result.adapter.manifest.measured
     rejected = ", ".join(f"{name} {count}" for name, count in data["rejected"].items() if count)
     lines = [
+        *([("Warning", data["warning"])] if data.get("warning") else []),
         ("Augmented", f"{data['real']} real items and {data['synthetic']} synthetic ones"),
         ("", f"{data['wanted']} wanted, {data['asked']} asked; rejected: {rejected or 'none'}"),
         ("Trained", f"validation loss {trained['valid_loss_before']:.3f} before, "

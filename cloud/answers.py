@@ -1,7 +1,8 @@
-"""What teachers have answered in one run, stored as it arrives: no answer is paid for twice.
+"""What teachers have answered for one user, stored as it arrives: no answer is paid for twice.
 
-In: requests. Out: replies, those of an interrupted run from its folder and only the rest from the
-teacher; and what they cost. A request is known by everything that decides its answer.
+In: requests. Out: replies, those of earlier runs from their folder and only the rest from the
+teacher; and what they cost. A request is known by everything that decides its answer, and by
+nothing else: a run with other options finds what it has in common with those before it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,6 @@ class Answers:
         for path in sorted(folder.glob("*.json")):
             rows: dict[str, dict[str, Any]] = read_json(path)
             self._known |= {key: Reply(**row) for key, row in rows.items()}
-        self._rounds = len(list(folder.glob("round-*.json")))
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
 
     def of(
@@ -66,8 +66,7 @@ class Answers:
             self._store(f"one-{key}", {key: reply})
         singles = [path for path in self._folder.glob("one-*.json") if path.stem[4:] in keys]
         if singles:
-            self._store(f"round-{self._rounds:05}", {key: self._known[key] for key in keys})
-            self._rounds += 1
+            self._store(f"round-{digest_json(keys)[:32]}", {key: self._known[key] for key in keys})
         for path in singles:
             path.unlink()
         for key in keys:
@@ -85,4 +84,4 @@ class Answers:
 def request_key(teacher: Teacher, task: Task, ask: Ask, sampling: Sampling) -> str:
     """A digest of what is sent, to whom, and with which seed."""
     sent = teacher.prompt(task, ask)
-    return digest_json([teacher.name, sent, ask.seed, asdict(sampling)])[:32]
+    return digest_json([teacher.digest, sent, ask.seed, asdict(sampling)])[:32]

@@ -15,15 +15,15 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloud import seeds, selection
+from cloud import seeds, selection, votes
 from cloud.answers import Answers
-from cloud.candidates import Candidate, Candidates, first_round
+from cloud.candidates import Candidate, Candidates, first_round, opinion_hands
 from cloud.filters import FILTERS, Filters, nothing_personal
 from cloud.profiles import Consent, Item, Profile, read_profile, read_rows, write_rows
 from cloud.prompts import Message
 from cloud.tasks import Task
 from cloud.teachers import Calls, Teacher
-from protos.artifacts import Artifact, create, finished, open_artifact, work_dir
+from protos.artifacts import Artifact, create, finished, kept_dir, open_artifact
 from protos.errors import InputError, TeacherError
 from protos.progress import Progress, silent
 
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 VALID_SHARE = 0.2
 TRAIN_FILE, VALID_FILE, REJECTED_FILE = "train.jsonl", "valid.jsonl", "rejected.jsonl"
 SCRUBBING = ("auto", "on", "off")
-
-
-class NothingPassedError(TeacherError):
-    """The teacher answered, but nothing that it wrote for this user passed the filters."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +100,18 @@ def augment(
 ) -> Artifact:
     """Make the Dataset of one profile; an unchanged one is left as it is.
 
+    What the teachers answer is kept beside `out`, in a hidden folder, until the profile changes:
+    no other run for it pays for the same again.
+
+    Where nothing that the teacher wrote passes, the Dataset holds the real items alone, and a
+    `warning` is among its figures.
+
     Args:
         judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
-        TeacherError: the teacher failed. NothingPassedError: nothing it wrote passed the filters.
+        TeacherError: the teacher failed, or not one of its replies could be read.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
@@ -123,8 +125,8 @@ def augment(
     train, valid = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
     scrubber = scrubber_for(user.task, train, config, teacher, judge) if config.per_real else None
-    with work_dir(out, parents, resolved) as work:
-        answers = Answers(work)
+    with kept_dir(out, {"profile": profile.id}) as folder:
+        answers = Answers(folder)
         filters = filters_for(user, train, valid, scrubber)
         writer = behind(scrubber, config, teacher)
         critic = behind(scrubber, config, judge) if judge else None
@@ -133,24 +135,41 @@ def augment(
             progress(f"{len(found.passed)} passed, {len(found.rejected)} rejected", done)
         kept = found.best(wanted)
         counts = Counter(each.reason for each in found.rejected)
-        if kept or not sum(wanted.values()):
-            with create(out, "Dataset", parents, resolved) as draft:
-                real = [real_row(user.task, item) for item in train]
-                synthetic = [synthetic_row(user.task, each) for each in kept]
-                write_rows(draft.path / TRAIN_FILE, real + synthetic)
-                write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
-                write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
-                draft.measured.update(
-                    real=len(train), valid=len(valid), wanted=sum(wanted.values()),
-                    synthetic=len(kept), asked=len(kept) + len(found.rejected),
-                    rejected={name: counts[name] for name in FILTERS},
-                    not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
-                    spent=_accounts(answers, [teacher, judge], calls or Calls()),
-                )  # fmt: skip
-    if not kept and sum(wanted.values()):
-        reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
-        raise NothingPassedError(f"{teacher.name}: nothing it wrote passed the filters ({reasons})")
+        warning = "" if kept or not sum(wanted.values()) else _in_vain(profile, teacher, counts)
+        progress(warning or f"{len(kept)} taken", 1.0)
+        with create(out, "Dataset", parents, resolved) as draft:
+            real = [real_row(user.task, item) for item in train]
+            synthetic = [synthetic_row(user.task, each) for each in kept]
+            write_rows(draft.path / TRAIN_FILE, real + synthetic)
+            write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
+            write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
+            draft.measured.update(
+                real=len(train), valid=len(valid), wanted=sum(wanted.values()),
+                synthetic=len(kept), asked=len(kept) + len(found.rejected),
+                rejected={name: counts[name] for name in FILTERS},
+                not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
+                spent=_accounts(answers, [teacher, judge], calls or Calls()), warning=warning,
+            )  # fmt: skip
     return open_artifact(out, "Dataset")
+
+
+def _in_vain(profile: Artifact, teacher: Teacher, counts: Counter[str]) -> str:
+    """What is to be said of a teacher of whose items none was taken.
+
+    Raises:
+        TeacherError: none of them could even be read: the fault is the teacher's.
+    """
+    if set(counts) == {"unparsed"}:
+        raise TeacherError(
+            f"{profile.path}: {teacher.name} answered, but not one of {counts['unparsed']} answers "
+            "was of the form that it was asked for; choose another teacher, or --per-real 0 for "
+            "the real items alone"
+        )
+    reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
+    return (
+        f"nothing that {teacher.name} wrote passed the filters ({reasons}): the Dataset holds the "
+        "real items alone"
+    )
 
 
 def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
@@ -160,16 +179,34 @@ def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 
 
 def dry_run(
-    profile: Artifact, teacher: Teacher, config: AugmentConfig
-) -> Iterator[str | list[Message]]:
-    """Exactly what the teacher would be sent first; what comes after depends on its answers."""
+    profile: Artifact, teacher: Teacher, config: AugmentConfig, judge: Teacher | None = None
+) -> Iterator[str | list[Message] | dict[str, Any]]:
+    """Exactly what the teacher would be sent first; what comes after depends on its answers.
+
+    Of a vote and of a mark there is one example, as an object: `sent` is what would be sent if the
+    teacher had written the user's own newest item that can be shown.
+    """
     user = read_profile(profile)
     train, _ = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
-    scrubber = scrubber_for(user.task, train, config, teacher) if config.per_real else None
-    shown = behind(scrubber, config, teacher)
-    for ask in first_round(user.task, train, config, shown, wanted):
-        yield shown.prompt(user.task, ask)
+    if not sum(wanted.values()):
+        return
+    scrubber = scrubber_for(user.task, train, config, teacher, judge)
+    writer = behind(scrubber, config, teacher)
+    for ask in first_round(user.task, train, config, writer, wanted):
+        yield writer.prompt(user.task, ask)
+    shown = seeds.showable(train, config.max_chars)
+    hand, item = opinion_hands(shown, config)[0], shown[-1]
+    if config.votes and len(user.task.labels) > 1:
+        ask = votes.vote(item.input, hand, config.seed)
+        yield _example("vote", teacher, item, writer.prompt(user.task, ask))
+    if judge:
+        ask = votes.mark((item.input, item.output), hand, config.seed)
+        yield _example("judge", judge, item, behind(scrubber, config, judge).prompt(user.task, ask))
+
+
+def _example(kind: str, teacher: Teacher, item: Item, sent: str | list[Message]) -> dict[str, Any]:
+    return {"example": kind, "to": teacher.name, "as_if_written": item.id, "sent": sent}
 
 
 def examples(dataset: Artifact, each: int = 3) -> dict[str, list[dict[str, Any]]]:

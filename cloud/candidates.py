@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cloud import seeds, selection, votes
@@ -35,6 +36,11 @@ class Candidate:
     pair: Pair
     source: dict[str, Any]
     quality: float = 1.0
+
+    @property
+    def output_stays(self) -> bool:
+        """Whether the output is the user's own, kept for a new input."""
+        return self.source["strategy"] == "paraphrase"
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,6 @@ class Candidates:
         self._filters, self._answers = filters, answers
         self._teacher, self._judge = teacher, judge
         self._sampling = Sampling(config.temperature, config.top_p)
-        self._opinions = 0
 
     def gather(self, wanted: Quotas) -> Iterator[float]:
         """Ask until there is a pool of candidates for each label, or all tries are used up.
@@ -84,7 +89,7 @@ class Candidates:
             self._judge.prompt(self._task, Ask("judge", ()))  # refuses before anything is paid for
         shown = seeds.showable(self._train, config.max_chars)
         self.not_shown = len(self._train) - len(shown)
-        self._hands = seeds.choose_shots(shown, config.shots, config.seed + 1, config.max_chars)
+        self._hands = opinion_hands(shown, config)
         asks = _requests(self._task, self._train, config, self._teacher)
         while missing := selection.missing(pool, [each.pair for each in self.passed]):
             asked = len(self.passed) + len(self.rejected)
@@ -120,9 +125,13 @@ class Candidates:
                     self.rejected.append(Rejected("unparsed", None, place, reply.text))
                 else:
                     fresh.append(Candidate(pair, place))
-        fresh = [each for each in fresh if not self._reject(each, self._filters.rejects(each.pair))]
+        fresh = [
+            each
+            for each in fresh
+            if not self._reject(each, self._filters.rejects(each.pair, each.output_stays))
+        ]
         for each in self._judged(self._consistent(fresh)):
-            if not self._reject(each, self._filters.keep(each.pair)):
+            if not self._reject(each, self._filters.keep(each.pair, each.output_stays)):
                 self.passed.append(each)
 
     def _consistent(self, fresh: list[Candidate]) -> list[Candidate]:
@@ -130,8 +139,8 @@ class Candidates:
         if self._config.votes == 0 or len(self._task.labels) < 2 or not fresh:
             return [self._scored(c, "style", self._filters.closeness(c.pair)) for c in fresh]
         shares = votes.agreement(
-            self._task, [each.pair for each in fresh], self._config.votes, self._hands,
-            self._teacher, self._answers, self._sampling, self._seeds(),
+            self._task, [each.pair for each in fresh], self._hands, self._teacher, self._answers,
+            self._sampling, self._config.seed,
         )  # fmt: skip
         scored = [self._scored(c, "votes", share) for c, share in zip(fresh, shares, strict=True)]
         return [
@@ -143,8 +152,8 @@ class Candidates:
         if self._judge is None or not fresh:
             return fresh
         marks = votes.marks(
-            self._task, [each.pair for each in fresh], self._hands, self._judge, self._answers,
-            self._sampling, self._seeds(),
+            self._task, [each.pair for each in fresh], self._hands[0], self._judge, self._answers,
+            self._sampling, self._config.seed,
         )  # fmt: skip
         scored = [
             replace(self._scored(c, "judge", mark), quality=c.quality * mark / _BEST_MARK)
@@ -175,10 +184,11 @@ class Candidates:
             "seed": ask.seed,
         }
 
-    def _seeds(self) -> int:
-        """Where the seeds of the next opinions begin; no two rounds share one."""
-        self._opinions += 1
-        return self._config.seed + self._opinions * 1_000_000
+
+def opinion_hands(shown: Sequence[Item], config: AugmentConfig) -> list[list[Item]]:
+    """The items that each vote is shown; a judge sees those of the first."""
+    hands = seeds.choose_shots(shown, config.shots, config.seed + 1, config.max_chars)
+    return list(islice(hands, max(1, config.votes)))
 
 
 def first_round(

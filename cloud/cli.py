@@ -169,7 +169,12 @@ def import_command(source: Path, out: Path, as_json: bool, **given: Any) -> None
 @click.option("--profile", "source", required=True, type=DIRECTORY, help="A Profile.")
 @click.option("--out", required=True, type=DIRECTORY, help="Where the Dataset goes.")
 @augment_options
-@click.option("--dry-run", is_flag=True, help="Only print what the teacher would be sent first.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only print what the teacher would be sent first, and how it and a judge "
+    "would be asked for their opinion.",
+)
 @click.option("--explain", is_flag=True, help="Show examples of what each filter removed.")
 @seed_option
 @threads_option
@@ -191,7 +196,7 @@ def augment_command(
     opened, config = open_artifact(source, "Profile"), pick(AugmentConfig, given)
     teachers = open_teachers(threads, **given)
     if dry_run:
-        for sent in stage.dry_run(opened, teachers.writer, config):
+        for sent in stage.dry_run(opened, teachers.writer, config, teachers.judge):
             click.echo(json.dumps(sent, ensure_ascii=False))
         return
     with shown("augment") as progress:
@@ -199,6 +204,7 @@ def augment_command(
             opened, teachers.writer, out, config, progress, teachers.judge, teachers.calls
         )
     removed = stage.examples(made) if explain else {}
+    warn(made)
     print_result(made, started, as_json, {"removed": removed} if explain else {})
     if not as_json:
         click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
@@ -464,6 +470,12 @@ def pick(config: type[C], given: dict[str, Any]) -> C:
     """A stage's config from the options of a command; the rest of them is another stage's."""
     names = {field.name for field in fields(config)}  # type: ignore[arg-type]
     return config(**{name: value for name, value in given.items() if name in names})
+
+
+def warn(dataset: Artifact) -> None:
+    """Say on standard error what somebody should know about a Dataset that was made."""
+    if warning := dataset.manifest.measured.get("warning"):
+        click.echo(f"Warning: {warning}", err=True)
 
 
 def print_result(

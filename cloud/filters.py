@@ -8,10 +8,22 @@ needs a teacher's opinion is in `cloud/votes.py`, the choice among what passed i
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 
-from cloud.likeness import Manner, Words, any_close, language, style, words
+from cloud.likeness import (
+    NEAR_DUPLICATE,
+    Manner,
+    Words,
+    any_close,
+    closest,
+    is_padded,
+    language,
+    style,
+    words,
+)
 from cloud.profiles import Item
 from cloud.prompts import Pair
 from cloud.tasks import Task
@@ -23,6 +35,9 @@ FILTERS = (
 """All reasons, in the order in which they are looked for."""
 LENGTH_SLACK = 2.0
 """A text may be this many times longer than the user's longest, or shorter than their shortest."""
+MOST_ALIKE = 0.9
+"""ROUGE-L F at which two outputs count as the same, however alike the user's own ones are."""
+_NEAR_WHOLE = 0.8
 _MIN_LEAK_WORDS = 4
 _MIN_NEAR_WORDS = 8
 
@@ -46,40 +61,56 @@ class Filters:
     held_out_inputs: list[str]
     held_out_outputs: list[str]
     is_personal: Callable[[str], bool] = nothing_personal
+    _own: set[str] = field(default_factory=set[str], init=False)
     _seen: set[Pair] = field(default_factory=set[Pair], init=False)
-    _inputs: list[Words] = field(default_factory=list[Words], init=False)
+    _outputs: set[str] = field(default_factory=set[str], init=False)
+    _texts: list[Words] = field(default_factory=list[Words], init=False)
 
     def __post_init__(self) -> None:
         for item in self.real:
             self._seen.add(_normal((item.input, item.output)))
-            self._inputs.append(words(item.input))
-        is_free = self.task.kind == "generation"
-        self._held_inputs = [words(text) for text in self.held_out_inputs]
-        self._held_outputs = [words(text) for text in self.held_out_outputs if is_free]
-        self._style = Manner([item.output for item in self.real], style) if is_free else None
+            self._texts.append(self._text((item.input, item.output)))
+        free = self._is_free = self.task.kind == "generation"
+        given = Counter(_flat(item.output) for item in self.real if free)
+        self._own |= set(given)
+        self._outputs |= self._own
+        self._habits = {output for output, count in given.items() if count > 1}
+        # What the user has said before is no secret, and a beginning stands in its output.
+        outputs = [text for text in self.held_out_outputs if free and _flat(text) not in given]
+        inputs = [words(text) for text in self.held_out_inputs]
+        begun = [words(text) for text in self.held_out_outputs if self.task.is_beginning]
+        self._held_inputs = [w for w in inputs if not any(w == o[: len(w)] for o in begun)]
+        self._held_outputs = [words(text) for text in outputs]
+        self._style = Manner([item.output for item in self.real], style) if free else None
         texts = [f"{item.input} {item.output}" for item in self.real]
         self._languages = {language(text) for text in [*texts, " ".join(texts)]} - {""}
-        self._checks: tuple[tuple[str, Callable[[Pair], bool]], ...] = (
+
+    def rejects(self, pair: Pair, output_stays: bool = False) -> str | None:
+        """The name of the first filter that rejects `pair`, None if all let it through.
+
+        output_stays: the output is the user's own, kept for a new input.
+        """
+        checks: tuple[tuple[str, Callable[[Pair], bool]], ...] = (
             ("label", self._wrong_label),
             ("schema", self._wrong_form),
-            ("duplicate", self._duplicate),
+            ("duplicate", partial(self._duplicate, output_stays=output_stays)),
             ("near-duplicate", self._near_duplicate),
             ("length", self._wrong_length),
             ("leakage", self.leaks),
-            ("personal-data", self._personal),
+            ("personal-data", self.is_private),
             ("language", self._wrong_language),
             ("style", self._wrong_style),
         )
+        return next((name for name, wrong in checks if wrong(pair)), None)
 
-    def rejects(self, pair: Pair) -> str | None:
-        """The name of the first filter that rejects `pair`, None if all let it through."""
-        return next((name for name, wrong in self._checks if wrong(pair)), None)
-
-    def keep(self, pair: Pair) -> str | None:
-        """Count a pair as kept from now on, unless it is too near to one kept since it passed."""
+    def keep(self, pair: Pair, output_stays: bool = False) -> str | None:
+        """Count a pair as kept from now on, unless it repeats one that was kept since it passed."""
+        if self._repeats(pair, output_stays):
+            return "duplicate"
         if self._near_duplicate(pair):
             return "near-duplicate"
-        self._inputs.append(words(pair[0]))
+        self._outputs.add(_flat(pair[1]))
+        self._texts.append(self._text(pair))
         return None
 
     def closeness(self, pair: Pair) -> float:
@@ -93,14 +124,31 @@ class Filters:
         start, whole = (" ".join(text.split()) for text in pair)
         return self.task.is_beginning and not (whole.startswith(start) and len(whole) > len(start))
 
-    def _duplicate(self, pair: Pair) -> bool:
+    def _duplicate(self, pair: Pair, output_stays: bool) -> bool:
         key = _normal(pair)
         known = key in self._seen
         self._seen.add(key)
-        return known
+        return known or self._repeats(pair, output_stays)
+
+    def _repeats(self, pair: Pair, output_stays: bool) -> bool:
+        """Whether a free text comes again that the user does not write again and again."""
+        output = _flat(pair[1])
+        is_new = not self._is_free or output_stays or output in self._habits
+        return not is_new and output in self._outputs
 
     def _near_duplicate(self, pair: Pair) -> bool:
-        return any_close(words(pair[0]), self._inputs)
+        least = max(_NEAR_WHOLE, self._alike) if self.task.is_beginning else NEAR_DUPLICATE
+        return any_close(self._text(pair), self._texts, least)
+
+    def _text(self, pair: Pair) -> Words:
+        """What tells two pairs apart: the input, or the whole text of which it is the beginning."""
+        return words(pair[1] if self.task.is_beginning else pair[0])
+
+    @cached_property
+    def _alike(self) -> float:
+        """How close an output has to be to another one to be more than the user's habit."""
+        own = closest(words(item.output) for item in self.real)
+        return min(MOST_ALIKE, own + 1e-9) if own >= NEAR_DUPLICATE else NEAR_DUPLICATE
 
     def _wrong_length(self, pair: Pair) -> bool:
         if _outside(pair[0], [item.input for item in self.real]):
@@ -109,18 +157,25 @@ class Filters:
         return free_text and _outside(pair[1], [item.output for item in self.real])
 
     def leaks(self, pair: Pair) -> bool:
-        """Whether a pair is near a held-out one, or holds a part of one."""
-        given, output = words(pair[0]), words(pair[1])
-        if any_close(given, self._held_inputs):
-            return True
-        long = [held for held in self._held_outputs if len(held) >= _MIN_NEAR_WORDS]
+        """Whether either part of a pair is near a held-out text, or one holds the other.
+
+        An output may be as near to a held-out one as two of the user's own are to each other: that
+        is their habit; one that they have given before is no leak at all. Labels are no texts, and
+        a beginning is a part of its output.
+        """
+        given = () if self.task.is_beginning else words(pair[0])
+        output = words(pair[1]) if self._is_free and _flat(pair[1]) not in self._own else ()
+        held_out = [*self._held_inputs, *self._held_outputs]
         return (
-            any_close(output, long)
-            or any(_holds(given, held) or _holds(output, held) for held in self._held_outputs)
-            or any(_holds(held, output) for held in self._held_inputs)
+            any_close(given, self._held_inputs)
+            or any(_near(given, held) for held in self._held_outputs)
+            or any(_near(output, held) for held in self._held_inputs)
+            or any(_near(output, held, self._alike) for held in self._held_outputs)
+            or any(_holds(a, b) or _holds(b, a) for a in (given, output) for b in held_out)
         )
 
-    def _personal(self, pair: Pair) -> bool:
+    def is_private(self, pair: Pair) -> bool:
+        """Whether a pair holds personal data that is not the user's own."""
         return any(self.is_personal(text) for text in pair)
 
     def _wrong_language(self, pair: Pair) -> bool:
@@ -131,13 +186,28 @@ class Filters:
         return self._style is not None and self._style.of(pair[1]) < self._style.floor
 
 
+def _near(text: Words, held: Words, least: float = NEAR_DUPLICATE) -> bool:
+    """Whether a text is close to a held-out one of a few words or more.
+
+    In a short one a word that differs may be all that it says: there, words may only be added or
+    left out.
+    """
+    if len(held) >= _MIN_NEAR_WORDS:
+        return any_close(text, [held], least)
+    return len(held) >= _MIN_LEAK_WORDS and any_close(text, [held]) and is_padded(text, held)
+
+
 def _holds(whole: Words, part: Words) -> bool:
     """Whether a text of a few words or more stands word for word within another."""
     return len(part) >= _MIN_LEAK_WORDS and f" {' '.join(part)} " in f" {' '.join(whole)} "
 
 
+def _flat(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
 def _normal(pair: Pair) -> Pair:
-    return " ".join(pair[0].lower().split()), " ".join(pair[1].lower().split())
+    return _flat(pair[0]), _flat(pair[1])
 
 
 def _outside(text: str, real: list[str]) -> bool:

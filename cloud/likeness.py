@@ -42,14 +42,31 @@ def rouge_l(a: Words, b: Words) -> float:
     return 2 * LCSseq.similarity(a, b) / (len(a) + len(b)) if a and b else float(a == b)
 
 
-def any_close(candidate: Words, others: Iterable[Words]) -> bool:
-    """Whether the candidate is a near-duplicate of any of the others."""
-    size = len(candidate)
-    for other in others:
-        at_most = 2 * min(size, len(other)) / max(1, size + len(other))
-        if at_most >= NEAR_DUPLICATE and rouge_l(candidate, other) >= NEAR_DUPLICATE:
-            return True
-    return False
+def any_close(candidate: Words, others: Iterable[Words], least: float = NEAR_DUPLICATE) -> bool:
+    """Whether the candidate is as close to any of the others, by ROUGE-L."""
+    return any(_at_most(candidate, o) >= least and rouge_l(candidate, o) >= least for o in others)
+
+
+def is_padded(a: Words, b: Words) -> bool:
+    """Whether the longer text is the shorter one with some words put in, none replaced."""
+    from rapidfuzz.distance import LCSseq
+
+    return LCSseq.similarity(a, b) == min(len(a), len(b))
+
+
+def closest(texts: Iterable[Words]) -> float:
+    """ROUGE-L F1 of the two unlike texts that are closest; 0 without two."""
+    found, different = 0.0, list(dict.fromkeys(texts))
+    for number, a in enumerate(different):
+        for b in different[:number]:
+            if _at_most(a, b) > found:
+                found = max(found, rouge_l(a, b))
+    return found
+
+
+def _at_most(a: Words, b: Words) -> float:
+    """What ROUGE-L can be at most, from the lengths alone."""
+    return 2 * min(len(a), len(b)) / max(1, len(a) + len(b))
 
 
 def trigrams(text: str) -> Counter[str]:

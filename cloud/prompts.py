@@ -72,7 +72,8 @@ def read_continuation(task: Task, ask: Ask, text: str) -> list[Pair | None]:
         match = re.match(rf" ([^\n]+)\n{re.escape(task.output_name)}: ([^\n]+)\n\n", text)
         if match is None or f"{task.output_name}: " in match[1]:
             return [None]
-        return [(match[1].strip(), match[2].strip())]
+        pair = match[1].strip(), match[2].strip()
+        return [pair if all(pair) else None]
     match = re.match(r" ([^\n]+)\n", text)
     if match is None or not match[1].strip():
         return [None]

@@ -2,6 +2,7 @@
 
 In: pairs with a quality each, and how many are wanted. Out: which to take. For a task with labels,
 each label gets the share that it has among the user's own items: their habits are what is learned.
+Where a label is scarce, the others are scaled down with it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,26 @@ def missing(wanted: Quotas, pairs: Sequence[Pair]) -> int:
     return sum(max(0, count - found[label]) for label, count in wanted.items())
 
 
+def places(wanted: Quotas, pairs: Sequence[Pair], real: Sequence[Item]) -> Quotas:
+    """How many of each label are taken: the most for which no label gains on the others.
+
+    At most one item more than its share among the real ones, of real and synthetic ones together;
+    where a label is scarce, there are fewer of the others, too. Each may come once, whatever else
+    is missing.
+    """
+    found = Counter(_label(wanted, pair) for pair in pairs)
+    taken = {label: min(count, found[label]) for label, count in wanted.items()}
+    if "" in wanted:
+        return taken
+    own = Counter(item.output for item in real)
+    while True:
+        total = sum(taken.values())
+        most = {label: 1 + own[label] * total // len(real) for label in taken}
+        if all(taken[label] <= most[label] for label in taken):
+            return taken
+        taken = {label: min(taken[label], most[label]) for label in taken}
+
+
 def choose(
     wanted: Quotas, pairs: Sequence[Pair], qualities: Sequence[float], real: Sequence[Item]
 ) -> list[int]:
@@ -52,7 +73,7 @@ def choose(
     vectors: Any = np.stack([vector(pair[0]) for pair in pairs])
     known: Any = np.stack([vector(item.input) for item in real])
     nearest: Any = (vectors @ known.T).max(axis=1)
-    open_places, taken = dict(wanted), list[int]()
+    open_places, taken = places(wanted, pairs, real), list[int]()
     while True:
         free = [
             index

@@ -6,7 +6,8 @@ that votes sees the text and the user's history, never the label that is claimed
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Sequence
 
 from cloud.answers import Answers
 from cloud.profiles import Item
@@ -16,32 +17,44 @@ from cloud.teachers import Sampling, Teacher
 
 
 def agreement(
-    task: Task, pairs: Sequence[Pair], votes: int, hands: Iterator[list[Item]], teacher: Teacher,
+    task: Task, pairs: Sequence[Pair], hands: Sequence[list[Item]], teacher: Teacher,
     answers: Answers, sampling: Sampling, seed: int,
 ) -> list[float]:  # fmt: skip
-    """For each pair the share of `votes` that give its label; each vote sees other items."""
+    """For each pair the share of votes that give its label: one vote for each hand of items."""
     asks = [
-        Ask("vote", tuple(next(hands)), text=pair[0], seed=seed + index * votes + vote)
-        for index, pair in enumerate(pairs)
-        for vote in range(votes)
+        vote(pair[0], hand, seed + number) for pair in pairs for number, hand in enumerate(hands)
     ]
     said = _answered(task, asks, teacher, answers, sampling)
+    votes = len(hands)
     return [
-        sum(vote == pair[1] for vote in said[index * votes : (index + 1) * votes]) / votes
+        sum(label == pair[1] for label in said[index * votes : (index + 1) * votes]) / votes
         for index, pair in enumerate(pairs)
     ]
 
 
 def marks(
-    task: Task, pairs: Sequence[Pair], hands: Iterator[list[Item]], judge: Teacher,
-    answers: Answers, sampling: Sampling, seed: int,
+    task: Task, pairs: Sequence[Pair], hand: list[Item], judge: Teacher, answers: Answers,
+    sampling: Sampling, seed: int,
 ) -> list[int]:  # fmt: skip
     """For each pair the judge's mark, 1 to 5; 0 where it gave none."""
-    asks = [
-        Ask("judge", tuple(next(hands)), text=pair[0], output=pair[1], seed=seed + index)
-        for index, pair in enumerate(pairs)
-    ]
-    return [int(mark or 0) for mark in _answered(task, asks, judge, answers, sampling)]
+    asks = [mark(pair, hand, seed) for pair in pairs]
+    return [int(said or 0) for said in _answered(task, asks, judge, answers, sampling)]
+
+
+def vote(text: str, hand: list[Item], seed: int) -> Ask:
+    """The request for one vote. What is asked depends on nothing but the text and these."""
+    return Ask("vote", tuple(hand), text=text, seed=seed + _spread(text))
+
+
+def mark(pair: Pair, hand: list[Item], seed: int) -> Ask:
+    """The request for one mark."""
+    seed += _spread(" ".join(pair))
+    return Ask("judge", tuple(hand), text=pair[0], output=pair[1], seed=seed)
+
+
+def _spread(text: str) -> int:
+    """Seeds for each text: below 2^31, with room for each to have 128."""
+    return zlib.crc32(text.encode("utf-8", "surrogatepass")) % (1 << 23) << 7
 
 
 def _answered(

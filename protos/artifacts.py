@@ -262,7 +262,27 @@ def work_dir(path: Path, parents: Mapping[str, str], config: Mapping[str, Any]) 
         InputError: another process is making this artifact from these inputs.
     """
     key = digest_json([dict(parents), dict(config), tool_versions()])[:16]
-    path = path.absolute()
+    with _held(path.absolute(), key) as mine:
+        yield mine
+        shutil.rmtree(mine, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def kept_dir(path: Path, parents: Mapping[str, str]) -> Generator[Path]:
+    """A `work_dir` that stays, whatever the config: for what was paid for.
+
+    It is removed by the next run for the artifact at `path` that has other parents.
+
+    Raises:
+        InputError: another process is making this artifact from these parents.
+    """
+    with _held(path.absolute(), digest_json(dict(parents))[:16]) as mine:
+        yield mine
+
+
+@contextlib.contextmanager
+def _held(path: Path, key: str) -> Generator[Path]:
+    """The one work folder of the artifact at `path`, which no other process has at the time."""
     mine = path.parent / f".{path.name}.{key}.work"
     mine.mkdir(parents=True, exist_ok=True)
     lock = os.open(mine, os.O_RDONLY)
@@ -272,11 +292,10 @@ def work_dir(path: Path, parents: Mapping[str, str], config: Mapping[str, Any]) 
                 f"{path}: another process is making this artifact right now; let it finish, then "
                 "run this again"
             )
-        for other in path.parent.glob(f".{path.name}.*.work"):
+        for other in path.parent.glob(f".{path.name}.{'?' * len(key)}.work"):
             if other != mine:
                 _remove_unlocked(other)
         yield mine
-        shutil.rmtree(mine, ignore_errors=True)
     finally:
         os.close(lock)
 

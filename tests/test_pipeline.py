@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import cloud.pocket
 from cloud.metrics import bootstrap_interval
 from pocketune import POCKET_ARGUMENTS
 from protos.artifacts import open_artifact
+from tests.cloud.conftest import chat as chat
 
 POCKET = Path(cloud.pocket.__file__).parent
 BASE = POCKET / "models" / "base"
@@ -35,17 +37,26 @@ def users(task: str) -> list[str]:
 
 
 def personalize(
-    task: str, user: str, out: Path, bases: Path, recipe: str = "executorch-xnnpack-8da4w"
+    task: str,
+    user: str,
+    out: Path,
+    bases: Path,
+    recipe: str = "executorch-xnnpack-8da4w",
+    more: Sequence[str] = (),
 ) -> dict[str, Any]:
     folder = POCKET / "users" / task
     base_bundle = bases / ("base-bundle" if recipe.endswith("8da4w") else recipe)
     result = pocketune(
         "personalize", folder / "dev_questions.json", "--outputs", folder / "dev_outputs.json",
         "--user", user, "--base", BASE, "--teacher", "pocket", "--out", out,
-        "--base-bundle", base_bundle, "--recipe", recipe, *POCKET_ARGUMENTS, "--json",
+        "--base-bundle", base_bundle, "--recipe", recipe, *POCKET_ARGUMENTS, *more, "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    found = json.loads(result.stdout)
+    warning = found["artifacts"]["dataset"]["measured"]["warning"]
+    assert warning in result.stderr
+    assert bool(warning) == ("Warning: " in result.stderr)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +114,20 @@ def test_a_rating_user_gets_a_sound_package_too(work: Path) -> None:
     assert gates["lowering_max_abs.on"]["value"] <= 1e-4
     assert gates["lowering_top1.on"]["value"] == 1.0
     assert result["held_out"]["score"] == "minus MAE"
+
+
+def test_where_nothing_passes_the_real_items_alone_make_a_sound_package(work: Path, chat) -> None:
+    """As `eval` scores it; and it is said where a person looks and where a script does."""
+    chat.say = lambda message, number: json.dumps({"input": "x", "output": "y"})
+    task = "LaMP_4"
+    more = ["--teacher", chat.spec, "--scrub", "off", "--tries", "1"]
+    result = personalize(task, users(task)[0], work / "in-vain", work, more=more)
+    data = result["artifacts"]["dataset"]["measured"]
+    assert (data["real"], data["synthetic"], data["wanted"]) == (10, 0, 30)
+    assert data["warning"].startswith(f"nothing that {chat.spec} wrote passed the filters (")
+    rows = open_artifact(work / "in-vain" / "dataset").file("train.jsonl").read_text().splitlines()
+    assert [json.loads(row)["origin"] for row in rows] == ["real"] * 10
+    assert result["parity"]["passed"]
 
 
 def test_the_same_adapter_helps_as_much_on_mlc(made, work: Path) -> None:

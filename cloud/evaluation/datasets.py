@@ -7,40 +7,33 @@ filter only.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cloud import selection
 from cloud.augment import (
     REJECTED_FILE,
     TRAIN_FILE,
     VALID_FILE,
     AugmentConfig,
-    NothingPassedError,
     augment,
     filters_for,
     real_row,
+    scrubber_for,
     split,
     synthetic_row,
 )
 from cloud.candidates import Candidate
-from cloud.pieces import store
 from cloud.profiles import Profile, read_profile, read_rows, write_rows
 from cloud.teachers import Calls, Teacher
-from protos.artifacts import (
-    Artifact,
-    create,
-    digest_json,
-    finished,
-    open_artifact,
-    read_json,
-    tool_versions,
-)
+from protos.artifacts import Artifact, create, finished, open_artifact
 from protos.progress import Progress, silent
 
-_BEST_MARK = 5
+if TYPE_CHECKING:
+    from cloud.privacy import Scrubber
+
 Rows = list[dict[str, Any]]
 
 
@@ -77,20 +70,19 @@ class Datasets:
             return self._real()
         is_ratio = data.startswith("ratio-")
         per_real = max(self.ratios) if is_ratio else self.config.per_real
-        try:
-            whole = self._augmented(per_real)
-        except NothingPassedError:
+        whole = self._augmented(per_real)
+        if whole.manifest.measured.get("warning"):
             self.fallen_back.add(data)
             return None if data == "synthetic" else self._real()
         if data == "mixed":
             return whole
         real, synthetic = by_origin(whole)
         if is_ratio:
-            rows = real + self._best(synthetic, float(data.removeprefix("ratio-")))
+            rows = real + self._some(synthetic, float(data.removeprefix("ratio-")))
         elif data == "synthetic":
             rows = synthetic
         else:
-            rows = real + unfiltered(self._user, whole)
+            rows = real + unfiltered(self._user, whole, self._scrubber())
         spent = whole.manifest.measured["spent"]
         return self._written(data, {"dataset": whole.id}, rows, spent) if rows else None
 
@@ -103,25 +95,32 @@ class Datasets:
         share = min(self.config.real_share, 1 / (1 + per_real))
         config = replace(self.config, per_real=per_real, real_share=share)
         out = self.folder / f"augmented-{per_real:g}"
-        asked = [self.teacher.digest, self.judge.digest if self.judge else ""]
-        key = digest_json([self.profile.id, *asked, asdict(config), tool_versions()])
-        in_vain = self.folder / f"{out.name}-nothing.json"
-        if in_vain.is_file() and (known := read_json(in_vain))["of"] == key:
-            raise NothingPassedError(known["said"])
-        try:
-            return augment(
-                self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
-            )
-        except NothingPassedError as error:  # as dear as an augmentation: not to be tried again
-            store(in_vain, {"of": key, "said": str(error)})
-            raise
+        return augment(
+            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
+        )
 
-    def _best(self, synthetic: Rows, ratio: float) -> Rows:
-        """Of the largest mix's synthetic items the best, as many as the ratio says."""
-        pairs = [(row["input"], row["output"]) for row in synthetic]
-        wanted = selection.quotas(self._user.task, self._train, round(ratio * len(self._train)))
-        qualities = [_quality(row) for row in synthetic]
-        return [synthetic[i] for i in selection.choose(wanted, pairs, qualities, self._train)]
+    def _some(self, synthetic: Rows, ratio: float) -> Rows:
+        """Of the largest mix's synthetic items as many as the ratio says, drawn by lot.
+
+        Not the best of them: then a smaller ratio would have better items, and the quality would
+        vary with the number. Each draw holds the smaller ones, and labels have their shares in it.
+        """
+        rng = random.Random(f"ratios {self.config.seed}")
+        places: dict[int, float] = {}
+        labels = [row["output"] if self._user.task.labels else "" for row in synthetic]
+        for label in dict.fromkeys(labels):
+            mine = [index for index, other in enumerate(labels) if other == label]
+            for number, index in enumerate(rng.sample(mine, len(mine))):
+                places[index] = (number + rng.random()) / len(mine)
+        drawn = sorted(places, key=places.__getitem__)[: round(ratio * len(self._train))]
+        return [synthetic[index] for index in sorted(drawn)]
+
+    def _scrubber(self) -> Scrubber | None:
+        """The one that the augmentation had."""
+        config = self.config
+        if not config.per_real:
+            return None
+        return scrubber_for(self._user.task, self._train, config, self.teacher, self.judge)
 
     def _written(
         self, name: str, parents: dict[str, str], rows: Rows, spent: dict[str, Any]
@@ -145,10 +144,11 @@ def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:
     return real, [row for row in rows if row["origin"] == "synthetic"]
 
 
-def unfiltered(user: Profile, whole: Artifact) -> Rows:
-    """As many as passed, but the first ones that the teacher wrote and that parse.
+def unfiltered(user: Profile, whole: Artifact, scrubber: Scrubber | None) -> Rows:
+    """As many as passed, but the first ones that the teacher wrote and that can be trained on.
 
-    What is near a held-out question, or holds somebody's personal data, stays out all the same.
+    Out stays all the same what is not of the task's form, what is near a held-out question, and
+    what holds somebody's personal data, whatever else was wrong with it.
     """
     _, synthetic = by_origin(whole)
     rejected = read_rows(whole.file(REJECTED_FILE))
@@ -156,16 +156,15 @@ def unfiltered(user: Profile, whole: Artifact) -> Rows:
     written += [
         ((row["pair"][0], row["pair"][1]), row["source"])
         for row in rejected
-        if row["pair"] and row["reason"] != "personal-data"
+        if row["pair"] and row["reason"] != "schema"
     ]
     written.sort(key=lambda each: (each[1]["seed"], each[1]["index"]))
-    filters = filters_for(user, *split(user.items))
-    sound = [(pair, source) for pair, source in written if not filters.leaks(pair)]
+    filters = filters_for(user, *split(user.items), scrubber)
+    sound = [
+        (pair, source)
+        for pair, source in written
+        if all(text.strip() for text in pair)
+        and not filters.leaks(pair)
+        and not filters.is_private(pair)
+    ]
     return [synthetic_row(user.task, Candidate(*each)) for each in sound[: len(synthetic)]]
-
-
-def _quality(row: dict[str, Any]) -> float:
-    """What the selection went by: style or votes, times the judge's mark."""
-    scores = row["source"]["scores"]
-    quality = scores.get("votes", scores.get("style", 1.0))
-    return quality * scores.get("judge", _BEST_MARK) / _BEST_MARK

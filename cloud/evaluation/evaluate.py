@@ -31,6 +31,7 @@ from cloud.evaluation.inputs import (
 from cloud.evaluation.results import GOLDS_FILE, RESULTS_FILE, results
 from cloud.lamp import write_predictions
 from cloud.task_adapter import task_dataset
+from cloud.teachers import Calls
 from cloud.train import Member, train_many
 from protos.artifacts import (
     Artifact,
@@ -103,7 +104,7 @@ def evaluate(
             write_predictions(draft.path / "predictions" / f"{arm.name}.json", task, answers)
         draft.measured.update(
             users=len(people), questions=sum(len(person.asked) for person in people),
-            left_out=len(missing), costs=_costs(arms, people, datasets, adapters, answered),
+            left_out=len(missing), costs=_costs(arms, people, datasets, adapters, answered, means),
         )  # fmt: skip
     return open_artifact(out / "evaluation", "Evaluation")
 
@@ -180,27 +181,49 @@ def _adapters(
 
 def _costs(
     arms: Sequence[Arm], people: Sequence[Person], datasets: Made, adapters: Made,
-    answered: Answered,
+    answered: Answered, means: Means,
 ) -> dict[str, dict[str, float | None]]:  # fmt: skip
-    """Means over users: the adapter's bytes, the seconds to train it, what the teacher wrote."""
+    """Means over users: the adapter's bytes, the seconds to train it, what teachers read and wrote.
+
+    teacher_cost: at the prices of `means.calls`, of remote teachers; None where none are given.
+    """
     costs: dict[str, dict[str, float | None]] = {}
     for arm in arms:
         trained = [adapters.get((arm.data, person.name)) for person in people]
         sizes = [a.manifest.files["adapter_model.safetensors"].size_bytes for a in trained if a]
         seconds = [a.manifest.measured["seconds"] / _together(a) for a in trained if a]
         made = [datasets.get((arm.data, person.name)) for person in people]
-        tokens = [
-            sum(each["completion_tokens"] for each in dataset.manifest.measured["spent"].values())
+        spent: list[Mapping[str, Any]] = [
+            dataset.manifest.measured["spent"]
             for dataset in made
             if dataset and dataset.manifest.measured.get("spent")
         ]
         if arm.name == TEACHER:
-            tokens = [each["completion_tokens"] for each in answered.spent.values()]
+            spent = [{means.teacher.name: each} for each in answered.spent.values()]
         costs[arm.name] = {
             "adapter_bytes": _mean(sizes), "train_seconds": _mean(seconds),
-            "teacher_tokens": _mean(tokens), "device_ms": answered.device_ms.get(arm.name),
+            "teacher_prompt_tokens": _mean([_tokens(each, "prompt_tokens") for each in spent]),
+            "teacher_tokens": _mean([_tokens(each, "completion_tokens") for each in spent]),
+            "teacher_cost": _mean([_money(each, means) for each in spent]) or None,
+            "device_ms": answered.device_ms.get(arm.name),
         }  # fmt: skip
     return costs
+
+
+def _tokens(spent: Mapping[str, Any], kind: str) -> int:
+    """Of all teachers of one user."""
+    return sum(each[kind] for each in spent.values())
+
+
+def _money(spent: Mapping[str, Any], means: Means) -> float:
+    """What one user's remote teachers cost, at today's prices."""
+    calls = means.calls or Calls()
+    paid = {t.name for t in (means.teacher, means.judge) if t and t.is_remote}
+    return sum(
+        calls.cost(each["prompt_tokens"], each["completion_tokens"])
+        for name, each in spent.items()
+        if name in paid
+    )
 
 
 def _together(adapter: Artifact) -> int:

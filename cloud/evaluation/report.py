@@ -85,7 +85,9 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     head = ["arm", "what answers", *(METRICS[name] for name in metrics)]
     for over in overs:
         head += [f"gain over {over}", "won : lost"]
-    head += ["adapter", "training", "teacher wrote"]
+    head += ["adapter", "training", "teacher read", "teacher wrote"]
+    priced = any(cost["teacher_cost"] is not None for cost in costs.values())
+    head += ["teacher's price"] * priced
     timed = any(cost["device_ms"] is not None for cost in costs.values())
     head += ["phone's runtime"] * timed
     rows = [head, ["---"] * len(head)]
@@ -98,7 +100,9 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         row += [
             _shown(cost["adapter_bytes"], 1e-3, " kB"),
             _shown(cost["train_seconds"], 1, " s"),
+            _shown(cost["teacher_prompt_tokens"], 1, " tokens"),
             _shown(cost["teacher_tokens"], 1, " tokens"),
+            *["" if cost["teacher_cost"] is None else f"{cost['teacher_cost']:.4f}"] * priced,
             *[_shown(cost["device_ms"], 1, " ms")] * timed,
         ]
         rows.append(row)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import cloud.augment as stage
 from cloud import selection
-from cloud.augment import AugmentConfig, augment, examples, split
+from cloud.augment import AugmentConfig, augment, dry_run, examples, split
 from cloud.cli import augment_command, import_profile
 from cloud.profiles import Consent, Item, Profile, Question, read_profile, read_rows, write_profile
 from cloud.tasks import TASKS, Task, custom_task
@@ -219,13 +219,47 @@ def test_what_a_bad_teacher_writes_is_counted_by_what_is_wrong_with_it(
     assert measured["asked"] >= 6
 
 
-def test_a_teacher_that_gives_nothing_usable_is_an_error_with_the_counts(
+def test_a_teacher_of_whom_nothing_can_be_read_is_an_error_with_the_count(
     tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
     chat.say = lambda message, number: "I cannot help with that."
-    with pytest.raises(TeacherError, match=r"nothing it wrote passed the filters \(unparsed 18\)"):
+    with pytest.raises(TeacherError, match="not one of 18 answers was of the form") as error:
         augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config())
+    assert error.value.exit_code == 6
     assert not (tmp_path / "d").exists()
+
+
+def test_where_nothing_passes_the_real_items_remain_and_it_is_said(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: GERMAN
+    said: list[str] = []
+    made = augment(
+        small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=1),
+        lambda message, fraction: said.append(message),
+    )  # fmt: skip
+    rows = read_rows(made.file("train.jsonl"))
+    assert [(row["origin"], row["input"]) for row in rows] == [
+        ("real", item.input) for item in ITEMS[:3]
+    ]
+    measured = made.manifest.measured
+    assert (measured["real"], measured["synthetic"], measured["wanted"]) == (3, 0, 3)
+    assert measured["warning"] == said[-1]
+    assert measured["warning"].endswith(
+        "wrote passed the filters (duplicate 2, language 1): the Dataset holds the real items alone"
+    )
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--tries", "1", "--pool", "1",
+    ]  # fmt: skip
+    calls = len(chat.bodies)
+    for more in ([], ["--json"]):
+        run = CliRunner().invoke(augment_command, [*arguments, *more], catch_exceptions=False)
+        assert f"Warning: {measured['warning']}" in run.stderr
+    assert json.loads(run.stdout)["warning"] == measured["warning"]
+    assert len(chat.bodies) == calls, "what is finished is not made again"
+    others = augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "e", config(per_real=0))
+    assert others.manifest.measured["warning"] == ""
 
 
 def test_an_interrupted_run_never_pays_twice(tmp_path: Path, chat, small_profile: Artifact) -> None:
@@ -250,7 +284,33 @@ def test_an_interrupted_run_never_pays_twice(tmp_path: Path, chat, small_profile
         assert chat.bodies == first, "each was answered once"
         assert refused == first[cut]
         assert dataset.manifest.measured["spent"] == whole.manifest.measured["spent"]
-    assert not list(tmp_path.glob(".*.work"))
+
+
+def test_other_options_and_a_run_in_vain_find_what_was_paid_for(tmp_path: Path, chat) -> None:
+    """What is asked anew is only what the other option asks for: more votes, or a mark."""
+    chat.say = lambda message, number: "3" if "how likely is it" in message else sorter(message)
+    teacher = open_teacher(chat.spec, 1, Calls(concurrency=1, retries=0))
+    profile, out = profile_of(tmp_path / "p", MAILS, HAM), tmp_path / "d"
+
+    def asked(judge: bool = False, **given: Any) -> list[str]:
+        chat.bodies.clear()
+        made = augment(
+            profile, teacher, out, config(tries=2, **given), judge=teacher if judge else None
+        )
+        assert made.manifest.measured["synthetic"] == (0 if given.get("judge_least") else 5)
+        kinds = {"how likely is it": "judge", "What is this person's output": "vote"}
+        return [next((kinds[k] for k in kinds if k in m), "new") for m in chat.asked]
+
+    assert asked() == ["new"] + ["vote"] * 3 * 6
+    assert asked(round=1) == asked(votes=1) == []
+    assert asked(votes=5) == ["vote"] * 2 * 6
+    assert asked(pool=1.2) == ["new"]
+    assert asked(judge=True, judge_least=4) == ["judge"] * 5, "nothing passes"
+    assert asked(judge=True, judge_least=5) == asked() == []
+    (kept,) = tmp_path.glob(".d.*.work")
+    augment(profile_of(tmp_path / "q", MAILS[:5], HAM), teacher, out, config(tries=2))
+    assert not kept.exists(), "it was written from items that are no longer there"
+    assert len(list(tmp_path.glob(".d.*.work"))) == 1
 
 
 HAM = custom_task("mails", "classification", "Sort: {input}", ("ham", "spam"))
@@ -487,3 +547,26 @@ def test_the_command_shows_what_it_would_send_and_what_was_removed(
     assert "language\n    Die Bäcker wollen" in explained.stdout
     as_json = run.invoke(augment_command, [*arguments, "--explain", "--json"])
     assert json.loads(as_json.stdout)["removed"]["language"][0]["pair"][1] == "Brot bis Mitternacht"
+
+
+def test_a_dry_run_shows_how_opinions_would_be_asked_for(tmp_path: Path, chat) -> None:
+    profile = profile_of(tmp_path / "p", MAILS, HAM)
+    teacher = open_teacher(chat.spec, 1, Calls(concurrency=1, retries=0))
+    first, vote, mark = dry_run(profile, teacher, config(tries=2), judge=teacher)
+    assert chat.bodies == []
+    chat.say = lambda message, number: "5" if "how likely is it" in message else sorter(message)
+    augment(profile, teacher, tmp_path / "d", config(tries=2), judge=teacher)
+    assert chat.bodies[0]["messages"] == first
+    text, output = WRITTEN[0]
+    newest = MAILS[4]  # of those that train
+    for example, words, written, shown in (
+        (vote, "What is this person's output", {"input": text}, {"input": newest.input}),
+        (mark, "how likely is it", {"input": text, "output": output},
+         {"input": newest.input, "output": newest.output}),
+    ):  # fmt: skip
+        assert (example["to"], example["as_if_written"]) == (chat.spec, newest.id)
+        sent = next(b["messages"] for b in chat.bodies if words in b["messages"][-1]["content"])
+        content = sent[-1]["content"].replace(json.dumps(written), json.dumps(shown))
+        assert example["sent"] == [*sent[:-1], {**sent[-1], "content": content}]
+    assert list(dry_run(profile, teacher, config(votes=0))) == [first]
+    assert list(dry_run(profile, teacher, config(per_real=0), judge=teacher)) == []

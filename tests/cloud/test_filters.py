@@ -68,6 +68,97 @@ def test_leaks_in_either_part_and_other_languages_and_styles_are_found(pair, rea
     assert filters().rejects(pair) == reason
 
 
+REPORT = "Weekly report of the harbour"
+
+
+@pytest.mark.parametrize(
+    ("pair", "leaks"),
+    [
+        # the held-out input as an output, word for word, nearly, and as a part
+        ((FRESH[0], "The swimming pool opens a week early thanks to the sun"), True),
+        ((FRESH[0], "The swimming pool opens one week early thanks to sun"), True),
+        ((FRESH[0], "Look: the swimming pool opens a week early thanks to the sun, at last"), True),
+        # the held-out output as an input: nearly, and as a part
+        (("Pool opens very early this year", "Oranges on the road"), True),
+        (("It was said that pool opens early this year in the valley", "Oranges here"), True),
+        # a short one with a word more, a word less, and one that differs: another story
+        ((FRESH[0], "Pool opens early again this year"), True),
+        ((FRESH[0], "Pool opens this year"), True),
+        ((FRESH[0], "Zoo opens early this year"), False),
+        # a part of the held-out input
+        ((FRESH[0], "A week early thanks to the sun"), True),
+        (("thanks to the sun", "Oranges all over the road"), True),
+        (FRESH, False),
+    ],
+)
+def test_a_held_out_text_leaks_into_either_part(pair: tuple[str, str], leaks: bool) -> None:
+    assert filters().leaks(pair) == leaks
+
+
+def test_what_two_of_the_users_own_outputs_have_in_common_is_no_leak() -> None:
+    """ROUGE-L by hand: of 9 words 7 are the same between real ones and to the held-out one."""
+    form = "Today the mayor of {} opens a new {}"
+    own = [Item("1", REAL[0].input, form.format("Rome", "bridge"))]
+    held_out = ["Today the mayor of Kyiv opens a new school"]
+    near = (FRESH[0], form.format("Bern", "road"))
+    assert Filters(HEADLINE, own, [], held_out).leaks(near)
+    own.append(Item("2", REAL[1].input, form.format("Oslo", "pool")))
+    chosen = Filters(HEADLINE, own, [], held_out)
+    assert not chosen.leaks(near)
+    assert chosen.leaks((FRESH[0], form.format("Kyiv", "road"))), "8 of 9 are more than the habit"
+
+
+def test_labels_and_what_the_user_has_said_before_are_no_leaks() -> None:
+    films = TASKS["LaMP_2"]
+    label = "based on a book"
+    chosen = Filters(films, [Item("1", REAL[0].input, label)], [f"A film {label}, and long."], [])
+    assert not chosen.leaks((FRESH[0], label))
+    own = [Item("1", REAL[0].input, REPORT), REAL[1]]
+    assert not Filters(HEADLINE, own, [], [REPORT]).leaks((FRESH[0], REPORT))
+    assert Filters(HEADLINE, REAL, [], [REPORT]).leaks((FRESH[0], REPORT))
+    near = Filters(HEADLINE, own, [], [f"New {REPORT}"])
+    assert not near.leaks((FRESH[0], REPORT)), "a paraphrase keeps it"
+    assert near.leaks((FRESH[0], f"New {REPORT} now"))
+
+
+def test_an_output_that_comes_again_is_a_duplicate_unless_it_is_kept_or_a_habit() -> None:
+    assert filters().rejects((FRESH[0], "fire takes the  OLD mill")) == "duplicate"
+    assert filters().rejects((FRESH[0], REAL[0].output), output_stays=True) is None
+    chosen = filters()
+    other = ("Volunteers sorted wet books after a pipe had burst again.", FRESH[1])
+    assert (chosen.rejects(FRESH), chosen.rejects(other)) == (None, None)
+    assert (chosen.keep(FRESH), chosen.keep(other)) == (None, "duplicate")
+    assert chosen.keep(other, output_stays=True) is None
+    habit = [Item(str(n), item.input, REPORT) for n, item in enumerate(REAL)]
+    chosen = Filters(HEADLINE, habit, [], [])
+    assert (chosen.rejects((FRESH[0], REPORT)), chosen.keep((FRESH[0], REPORT))) == (None, None)
+    rated = Filters(RATING, [Item("1", REAL[0].input, "4")], [], [])
+    assert rated.rejects((FRESH[0], "4")) is None, "labels come again"
+
+
+def test_tweets_are_compared_as_wholes() -> None:
+    def tweet(text: str, words: int = 2) -> tuple[str, str]:
+        return " ".join(text.split()[:words]), text
+
+    own = "Good morning to all of you who feed the birds in the park"
+    held = "Last train home again with rain on all of the dirty windows"
+    tweets = [
+        Item("1", *tweet(own)),
+        Item("2", *tweet("I like trains more than anything else here")),
+    ]
+    said = "The author went home by the last train and saw rain on every window"
+    chosen = Filters(TASKS["LaMP_7"], tweets, [tweet(held)[0], said], [held])
+    # the question's text, and the answer with another beginning
+    assert chosen.leaks(tweet(said))
+    assert chosen.leaks(tweet(held.replace("Last train", "First bus")))
+    assert not chosen.leaks(tweet("Last train was full of people who sang about the sea"))
+    # the same beginning goes on otherwise; another one, and the rest is the same
+    again = tweet("Good morning from a village where nobody is awake yet but me")
+    assert chosen.rejects(again) is None
+    assert chosen.rejects(tweet(own.replace("Good morning", "Good evening"))) == "near-duplicate"
+    assert chosen.rejects(tweet(own, 3)) == "duplicate"
+
+
 def test_personal_data_that_is_not_the_users_own_is_rejected() -> None:
     chosen = Filters(HEADLINE, REAL, [], [], is_personal=lambda text: "@" in text)
     assert chosen.rejects((FRESH[0].replace("coast", "a@b"), FRESH[1])) == "personal-data"

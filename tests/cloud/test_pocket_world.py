@@ -231,11 +231,15 @@ def test_nothing_can_be_gained_where_there_are_no_traits() -> None:
     assert found["oracle"] > 0.97
 
 
-@tasks
-def test_most_new_items_of_a_user_pass_our_own_filters(task: str) -> None:
-    """Else no teacher, however good, could help this user."""
+@pytest.mark.parametrize(
+    ("task", "least"),
+    [("LaMP_1", 0.97), ("LaMP_2", 0.96), ("LaMP_3", 0.95), ("LaMP_4", 0.87), ("LaMP_5", 0.92),
+     ("LaMP_7", 0.91), ("POCKET_0", 0.95)],
+)  # fmt: skip
+def test_nearly_all_new_items_of_a_user_pass_our_own_filters(task: str, least: float) -> None:
+    """Else no teacher, however good, could help this user: 300 items of 15 of them."""
     passed = 0
-    for number in DEV_USERS[:3]:
+    for number in DEV_USERS[:15]:
         user = sample_user(task, number)
         rows = enumerate(sample_items(user, 16))
         real = [Item(str(n), row["input"], row["output"], row["date"]) for n, row in rows]
@@ -245,7 +249,7 @@ def test_most_new_items_of_a_user_pass_our_own_filters(task: str) -> None:
         for row in sample_items(user, 20, "fresh"):
             pair = (row["input"], row["output"])
             passed += not (filters.rejects(pair) or filters.keep(pair))
-    assert passed >= 0.6 * 3 * 20
+    assert passed >= least * 15 * 20
 
 
 @pytest.mark.parametrize("task", build.USER_TASKS)

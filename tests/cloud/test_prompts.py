@@ -33,7 +33,8 @@ def test_a_continuation_shows_blocks_and_stops_where_the_model_goes_on() -> None
 
 def test_a_continuation_is_read_back_strictly() -> None:
     assert read_continuation(HEADLINE, NEW, " a\nHeadline: b\n\n") == [("a", "b")]
-    for garbage in ("", " a\n\n", " a\nHeadline: b", " a\nHeadline: \n\n", " a\nScore: 3\n\n"):
+    for garbage in ("", " a\n\n", " a\nHeadline: b", " a\nHeadline: \n\n", " a\nScore: 3\n\n",
+                    " a\nHeadline:   \n\n", "  \nHeadline: b\n\n"):  # fmt: skip
         assert read_continuation(HEADLINE, NEW, garbage) == [None]
     assert read_continuation(RATING, VOTE, " 4\n\nReview: more") == [("Awful.", "4")]
     assert read_continuation(RATING, LABEL, " Good.\n\n") == [("Good.", "4")]

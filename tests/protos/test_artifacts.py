@@ -18,6 +18,7 @@ from protos.artifacts import (
     digest_json,
     finished,
     identity,
+    kept_dir,
     open_artifact,
     work_dir,
 )
@@ -237,6 +238,20 @@ def test_work_dirs_belong_to_their_inputs(tmp_path: Path) -> None:
     with work_dir(path, PARENTS, {**CONFIG, "seed": 1}) as second:
         assert second != first
         assert not first.exists()
+
+
+def test_a_kept_dir_stays_for_the_same_parents_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with kept_dir(path, PARENTS) as first, kept_dir(tmp_path / "a.b", PARENTS) as other:
+        (first / "paid").write_text("x")
+        with pytest.raises(InputError, match="another process"), kept_dir(path, PARENTS):
+            pass
+    with kept_dir(path, PARENTS) as again:
+        assert (again / "paid").read_text() == "x"
+    with kept_dir(path, {"profile": "another"}) as second:
+        assert list(second.iterdir()) == []
+    assert not first.exists()
+    assert other.exists()
 
 
 def test_two_processes_do_not_share_a_work_dir(tmp_path: Path) -> None:

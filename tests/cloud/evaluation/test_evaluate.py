@@ -21,6 +21,7 @@ from cloud.evaluation.plots import draw
 from cloud.evaluation.report import markdown
 from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_profile
 from cloud.tasks import custom_task
+from cloud.teachers import Calls
 from protos.artifacts import Artifact, open_artifact, read_json
 from protos.errors import InputError
 from tests.cloud.evaluation.conftest import arms, headlines, lamp_files
@@ -221,7 +222,7 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
     tmp_path: Path, chat, means, imported
 ) -> None:
     chat.say = lambda message, number: (
-        "I cannot." if "of ann" in message else teach(message, number)
+        '{"input": "x", "output": "y"}' if "of ann" in message else teach(message, number)
     )
     folder = lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob"))
     people, given = imported(folder), means(chat.spec)
@@ -240,6 +241,31 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
     assert said["mixed"] == said["real"]
     assert said["synthetic"] == said["base"]
     assert "Nothing that the teacher wrote passed for 1 of them (ann)" in markdown(made)
+
+
+def test_costs_hold_what_teachers_read_and_wrote_and_their_price(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    """Each call is 100 tokens read and 20 written: one for the items, one for each question."""
+    chat.say = teach
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann")}))
+    priced = means(chat.spec, calls=Calls(retries=0, price_in=1.0, price_out=5.0))
+    made = evaluate(people, priced, tmp_path / "out", arms("base,mixed,teacher"))
+    costs = made.manifest.measured["costs"]
+    found = {
+        name: [row[f"teacher_{what}"] for what in ("prompt_tokens", "tokens", "cost")]
+        for name, row in costs.items()
+    }
+    assert found == {
+        "base": [None, None, None],
+        "mixed": [100, 20, pytest.approx(2e-4)],
+        "teacher": [200, 40, pytest.approx(4e-4)],
+    }
+    page = markdown(made)
+    assert "| teacher read | teacher wrote | teacher's price |" in page
+    assert "| 100 tokens | 20 tokens | 0.0002 |" in page
+    free = evaluate(people, means(chat.spec), tmp_path / "free", arms("base,mixed"))
+    assert "teacher's price" not in markdown(free)
 
 
 def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
