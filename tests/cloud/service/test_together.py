@@ -23,10 +23,10 @@ def work(
 ) -> list[PocketuneError | None]:
     """In the child: make each member's artifact in turn, as long as it is wanted."""
     errors: list[PocketuneError | None] = []
+    if len(members) > 1 and CRASH in dict(members):
+        os._exit(3)
     for number, (name, folder) in enumerate(members):
         progress(f"{number} {name} begins", 0.5)
-        if name == CRASH and len(members) > 1:
-            os._exit(3)
         until = time.monotonic() + pause
         wanted = asked(Path(folder))
         while (going := wanted()) and time.monotonic() < until:
