@@ -3,11 +3,10 @@
 A recipe's name is backend-variant. Its thresholds go into every golden made with it, so that a
 runtime needs no recipe to judge. They are compared with the numbers of `pocketune parity`:
 
-    lowering_max_abs        largest |logit difference| to the eager model of the same weights; the
-                            larger of this and factor x the golden's noise floor
+    lowering_max_abs        largest |logit difference| to the eager model of the same weights
     lowering_top1           share of positions with the same most likely token
     lowering_kl_mean        nats; with `lowering_noise_factor` the larger of this and factor x floor
-    lowering_noise_factor   how many times the golden's noise floor these two may reach
+    lowering_noise_factor   how many times the golden's noise floor the mean KL may reach
     effect_cosine           direction of (adapted - base) logits, device against PEFT
     effect_norm_low, _high  length of the same vectors, device over PEFT
     quantization_kl_mean    nats between quantized and float; generous, it informs about quality

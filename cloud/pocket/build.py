@@ -185,7 +185,7 @@ def new_model(plan: Plan, own: Model, vocabulary: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
-    model = LlamaForCausalLM(
+    return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=plan.hidden,
@@ -199,10 +199,9 @@ def new_model(plan: Plan, own: Model, vocabulary: int) -> Any:
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
+            attn_implementation=own.attention,
         )
     )
-    model.set_attn_implementation(own.attention)
-    return model
 
 
 def _trait_classes() -> list[int]:

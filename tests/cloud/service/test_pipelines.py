@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("real_worker.py")
 QUESTIONS = ROOT / "cloud/pocket/users/LaMP_4/dev_questions.json"
 POCKET = ROOT / "cloud/pocket/models/base"
-RECIPE = "executorch-xnnpack-fp32"  # in which the slightest adapter is sound
+RECIPE = "executorch-xnnpack-8da4w"
 _SMALL_STEPS = {"batch_size": 1, "learning_rate": 1e-5}
 """So that the validation loss keeps falling."""
 _SERVED = {**_SMALL_STEPS, "patience": 3}  # the service's patience with the bundled base
