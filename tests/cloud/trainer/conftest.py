@@ -32,11 +32,16 @@ FAMILIES = {
 }  # fmt: skip
 
 
+SEEDS = {"phi3": 4}
+"""Of the weights, else 3. With 3, one gradient of Phi 3's second user is nothing but rounding,
+which Adam makes as large as any other: PEFT in float32 is then 1.4e-4 away from PEFT in float64."""
+
+
 def make_model(family: str, **changes: object):
     """A random model in float32, with B of nothing: what a hub's would be, but small."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(3)
+    torch.manual_seed(SEEDS.get(family, 3))
     config = AutoConfig.for_model(family, **{**COMMON, **FAMILIES.get(family, {}), **changes})
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():  # larger than the usual 0.02: gradients that no rounding hides
