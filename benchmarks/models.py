@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from benchmarks.alone import ROOT, alone
 from protos.artifacts import digest_json, tool_versions
+from protos.base_model import open_base
 
 KEPT = ROOT / "build" / "bench"
 LOWERINGS = KEPT / "lowered"
@@ -53,7 +54,8 @@ class Lowered:
 def model(quick: bool) -> Model:
     """The bundled base, or a random Llama like SmolLM-135M with the bundled tokenizer."""
     name = "bundled base" if quick else "135M shape"
-    facts = [name, SHAPE, RANK, ALPHA, ADAPTER_STD, tool_versions()]
+    bundled = open_base(str(BUNDLED)).digest  # its weights, or at least its tokenizer
+    facts = [name, SHAPE, RANK, ALPHA, ADAPTER_STD, bundled, tool_versions()]
     home = KEPT / f"model-{digest_json(facts)[:12]}"
     base = BUNDLED if quick else home / "base"
     if not home.exists():
