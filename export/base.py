@@ -69,7 +69,7 @@ def export_base(
         )
     if rank < 1:
         raise InputError(f"rank is {rank}, at least 1 is needed")
-    context = choose_context(model_files, context_length)
+    context = choose_context(model_files, chosen, context_length)
     resolved = BaseConfig(chosen.name, rank, context, digest_json(list(prompts)))
     parents, config = {"base_model": model_files.digest}, dataclasses.asdict(resolved)
     if done := finished(out, KIND, parents, config):

@@ -37,7 +37,7 @@ _RECIPE = click.option(
 _CONTEXT = click.option(
     "--context-length",
     type=int,
-    help="Positions of the KV cache.  [default: the model's, up to 2048]",
+    help="Positions of the KV cache.  [default: the recipe's, or the model's if it has fewer]",
 )
 _PROMPTS = click.option(
     "--prompts",
@@ -279,6 +279,7 @@ def recipes(as_json: bool) -> None:
             ("weights", recipe.weights),
             ("form", recipe.form),
             ("adapter", recipe.adapter_form),
+            ("context", f"{recipe.context_length} positions, or as many as the model has"),
             ("here", "runs" if recipe.runs_here else "lowered, not run here"),
             ("needs", recipe.needs),
         ):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from export.recipes import Recipe
 from protos.base_model import BaseModel
 from protos.errors import InputError, UnsupportedError
 
@@ -16,7 +17,6 @@ ARCHITECTURES = (
 )  # fmt: skip
 _WINDOWED = frozenset(ARCHITECTURES) - {"LlamaForCausalLM"}
 """Those whose model code has sliding windows."""
-DEFAULT_CONTEXT = 2048
 MIN_CONTEXT = 64
 """A golden's continuation takes 32 positions, and a prompt has to fit before it."""
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -49,13 +49,14 @@ def check_family(base: BaseModel) -> None:
         raise UnsupportedError(f"{base.directory}: cannot be exported: {'; '.join(missing)}")
 
 
-def choose_context(base: BaseModel, wanted: int | None) -> int:
-    """Positions that the program's KV cache holds: `wanted`, else the model's up to 2048.
+def choose_context(base: BaseModel, recipe: Recipe, wanted: int | None) -> int:
+    """Positions that the program's KV cache holds: `wanted`, else the recipe's, or the model's if
+    it has fewer.
 
     Raises:
         UnsupportedError: more than the model was made for. InputError: too few for the goldens.
     """
-    chosen = min(base.max_context, DEFAULT_CONTEXT) if wanted is None else wanted
+    chosen = min(base.max_context, recipe.context_length) if wanted is None else wanted
     if chosen > base.max_context:
         raise UnsupportedError(
             f"context length {chosen} is more than the {base.max_context} positions of {base.name}"

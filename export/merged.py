@@ -54,7 +54,7 @@ def export_merged(
     chosen, model_files = find_recipe(recipe), open_base(base)
     check_family(model_files)
     find_backend(chosen).check(model_files)
-    context = choose_context(model_files, context_length)
+    context = choose_context(model_files, chosen, context_length)
     source = open_adapter(adapter, base_digest=model_files.digest, trust_base=trust_base)
     resolved = AdapterConfig("merged", chosen.name, context, True, digest_json(list(prompts)))
     parents = {"adapter": source.id, "base_model": model_files.digest}

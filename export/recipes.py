@@ -40,7 +40,8 @@ class Recipe:
     quantization. adapter_dtype: of adapters on the wire; ExecuTorch's kernels compute with them in
     float32. thresholds: see the module's docstring. adapter: whether one can be a file of its own.
     runs_here: whether the reference runtime runs the result; what it does not is lowered and never
-    called sound. needs: what it takes beyond Pocketune.
+    called sound. needs: what it takes beyond Pocketune. context_length: positions of the KV cache,
+    if the model has as many and the export asks for no others.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Recipe:
     adapter: Literal["separate or merged", "merged"] = "separate or merged"
     runs_here: bool = True
     needs: str = ""
+    context_length: int = 2048
 
     @property
     def adapter_form(self) -> str:

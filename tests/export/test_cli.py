@@ -1,5 +1,6 @@
 """The commands, and inputs that are refused before anything is lowered."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,7 +10,10 @@ import pytest
 from click.testing import CliRunner
 
 from export.cli import export, recipes
+from export.families import choose_context
 from export.prompts import read_prompts
+from export.recipes import find_recipe
+from protos.base_model import open_base
 from protos.errors import InputError, PocketuneError, UnsupportedError
 from protos.golden import read_golden
 
@@ -49,7 +53,9 @@ def test_recipes_are_listed_with_what_runs_here_and_what_is_not_offered():
     assert {row["name"] for row in rows.values() if not row["runs_here"]} == {
         row["name"] for row in rows.values() if row["adapter"] == "merged"
     } == {"executorch-coreml", "executorch-vulkan"}  # fmt: skip
+    assert {row["context_length"] for row in rows.values()} == {2048}
     text = CliRunner().invoke(recipes).stdout
+    assert text.count("  context  2048 positions, or as many as the model has\n") == len(rows)
     assert all(f"\n{name}\n" in f"\n{text}" for name in rows)
     assert "  here     lowered, not run here\n" in text
     assert "  qnn                     Qualcomm's AI Engine Direct SDK\n" in text
@@ -136,6 +142,17 @@ def test_context_longer_than_the_models_is_refused(llama, tmp_path):
     error = refused("base", "--base", llama, "--out", tmp_path / "o", "--context-length", 4096)
     assert isinstance(error, UnsupportedError)
     assert "4096 is more than the 128 positions" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("positions", "wanted", "chosen"), [(128, None, 128), (8192, None, 1024), (8192, 4096, 4096)]
+)
+def test_the_context_is_what_is_asked_for_else_the_recipes_or_the_models(
+    positions, wanted, chosen, altered
+):
+    recipe = dataclasses.replace(find_recipe("executorch-xnnpack-8da4w"), context_length=1024)
+    base = open_base(str(altered(max_position_embeddings=positions)))
+    assert choose_context(base, recipe, wanted) == chosen
 
 
 def test_inputs_that_fit_no_group_are_refused_by_name(tiny_base, tmp_path):
