@@ -40,7 +40,9 @@ class Model:
 
     long_rows, long_length: of the last tenth of the steps. hard_from: the step from which half of
     the rows are of the hard tasks. weight_decay: of the matrices; with less of it the base's inner
-    values grow fivefold, and float32's and 4 bits' rounding with them. attention: transformers'
+    values grow fivefold, and float32's and 4 bits' rounding with them. smoothing: of the labels;
+    without it, sure tokens drive the logits up, and ties between equally good ones turn with the
+    last bit of an activation in 8 bits. attention: transformers'
     name of the kernel to train with; in bfloat16 PyTorch's own goes back over rows of 100 tokens
     six times as slowly as plain products do.
     """
@@ -56,6 +58,7 @@ class Model:
     muon_lr: float = 6e-3
     adam_lr: float = 3e-3
     weight_decay: float = 0.05
+    smoothing: float = 0.0
     attention: str = "sdpa"
 
 
@@ -75,7 +78,7 @@ PLAN = Plan(
     corpus=4000,
     hidden=256,
     base=Model(
-        layers=5, context=512, steps=2400, rows=64, muon_lr=4e-3, weight_decay=0.15,
+        layers=5, context=512, steps=2400, rows=64, muon_lr=4e-3, weight_decay=0.15, smoothing=0.02,
         attention="eager",
     ),
     teacher=Model(
@@ -104,7 +107,7 @@ def build_base(plan: Plan, out: Path, pause: Pause) -> bool:
     tokenizer = _tokenizer(directory)
     model = new_model(plan, own, len(tokenizer))
     batch_of = functools.partial(base_batch, tokenizer, own.rows, f"pocket base {SEED}")
-    schedule = Schedule(own.steps, own.muon_lr, own.adam_lr, own.weight_decay)
+    schedule = Schedule(own.steps, own.muon_lr, own.adam_lr, own.weight_decay, own.smoothing)
     run = train(model, batch_of, schedule, _checkpoint(out, "base"), pause=pause)
     click.echo(f"base: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
     return _finish(model, directory, _checkpoint(out, "base"), run.step == own.steps)
@@ -131,7 +134,9 @@ def build_teacher(plan: Plan, out: Path, pause: Pause) -> bool:
         hard = HARD_SHARE if step >= own.hard_from else 0.0
         return teacher_batch(tokenizer, rows, length, f"pocket teacher {SEED}", step, hard)
 
-    schedule = Schedule(own.steps, own.muon_lr, own.adam_lr, own.weight_decay, TRAIT_WEIGHT)
+    schedule = Schedule(
+        own.steps, own.muon_lr, own.adam_lr, own.weight_decay, own.smoothing, TRAIT_WEIGHT
+    )
     run = train(model, batch_of, schedule, _checkpoint(out, "teacher"), heads, pause)
     click.echo(f"teacher: {run.step} of {own.steps} steps, {run.speed:.0f} tokens/s")
     return _finish(model, directory, _checkpoint(out, "teacher"), run.step == own.steps)

@@ -40,12 +40,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps and learning rates: linear warm-up over 5%, then linear decay to zero."""
+    """Steps and learning rates: linear warm-up over 5%, then linear decay to zero.
+
+    smoothing: the share of each target that goes to all tokens alike (label smoothing).
+    """
 
     steps: int
     muon_lr: float = 6e-3
     adam_lr: float = 3e-3
     weight_decay: float = 0.05
+    smoothing: float = 0.0
     trait_weight: float = 0.0
 
     def factor(self, step: int) -> float:
@@ -105,7 +109,9 @@ def train(
     step, loss = _resume(checkpoint, modules, optimizers)
     model.train()
     decoder = _compiled(model.model, device, schedule.steps)
-    token_loss = _compiled(functools.partial(_token_loss, model.lm_head), device, schedule.steps)
+    token_loss = _compiled(
+        functools.partial(_token_loss, model.lm_head, schedule.smoothing), device, schedule.steps
+    )
     start, seen, speed = time.monotonic(), 0, 0.0
     while step < schedule.steps and not pause(step):
         batch = _on(device, batch_of(step))
@@ -193,10 +199,13 @@ def _compiled(part: Any, device: torch.device, steps: int) -> Any:
     return torch.compile(part, dynamic=True)
 
 
-def _token_loss(head: Any, states: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def _token_loss(
+    head: Any, smoothing: float, states: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
     """Sum of the weighted cross entropies of states [n, hidden] against token ids [n]."""
     logits = head(states).float()
-    return (functional.cross_entropy(logits, targets, reduction="none") * weights).sum()
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return (losses * weights).sum()
 
 
 def _losses(
