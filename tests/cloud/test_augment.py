@@ -190,7 +190,7 @@ def test_prices_that_are_named_later_are_shown_of_what_is_there(
     chat.say = lambda message, number: f"{NEWS[0]}\n{NEWS[1]}"
     arguments = [
         "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
-        "--scrub", "off", "--per-real", "0.7", "--json",
+        "--scrub", "off", "--per-real", "0.7", "--pool", "1", "--json",
     ]  # fmt: skip
     for prices, cost in (([], 0.0), (["--price-in", "1", "--price-out", "5"], 2e-4)):
         done = CliRunner().invoke(augment_command, [*arguments, *prices], catch_exceptions=False)
