@@ -59,9 +59,10 @@ class Answers:
             TeacherError: the teacher could not be reached or refused; what it did answer is stored.
         """
         keys = [request_key(teacher, task, ask, sampling) for ask in asks]
-        new = [index for index, key in enumerate(keys) if key not in self._known]
-        for index, reply in teacher.write(task, [asks[i] for i in new], sampling):
-            key = keys[new[index]]
+        wanted = dict(zip(keys, asks, strict=True))  # what is there twice is asked once
+        new = [key for key in wanted if key not in self._known]
+        for index, reply in teacher.write(task, [wanted[key] for key in new], sampling):
+            key = new[index]
             self._known[key] = reply
             self._store(f"one-{key}", {key: reply})
         singles = [path for path in self._folder.glob("one-*.json") if path.stem[4:] in keys]
@@ -69,7 +70,7 @@ class Answers:
             self._store(f"round-{digest_json(keys)[:32]}", {key: self._known[key] for key in keys})
         for path in singles:
             path.unlink()
-        for key in keys:
+        for key in wanted:
             self.spent[teacher.name].add(self._known[key])
         return [self._known[key] for key in keys]
 

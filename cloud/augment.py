@@ -9,7 +9,7 @@ only, and a remote one no personal data.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -97,17 +97,19 @@ def augment(
     progress: Progress = silent,
     judge: Teacher | None = None,
     calls: Calls | None = None,
+    beside: Path | None = None,
 ) -> Artifact:
     """Make the Dataset of one profile; an unchanged one is left as it is.
 
     What the teachers answer is kept beside `out`, in a hidden folder, until the profile changes:
-    no other run for it pays for the same again.
+    no other run for it pays for the same again, and none that names the same place in `beside`.
 
     Where nothing that the teacher wrote passes, the Dataset holds the real items alone, and a
     `warning` is among its figures.
 
     Args:
         judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
+            beside: where else answers are kept, for Datasets of one profile that share them.
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
@@ -125,7 +127,7 @@ def augment(
     train, valid = split(user.items)
     wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
     scrubber = scrubber_for(user.task, train, config, teacher, judge) if config.per_real else None
-    with kept_dir(out, {"profile": profile.id}) as folder:
+    with kept_dir(beside or out, {"profile": profile.id}) as folder:
         answers = Answers(folder)
         filters = filters_for(user, train, valid, scrubber)
         writer = behind(scrubber, config, teacher)
@@ -282,12 +284,23 @@ def _accounts(
     answers: Answers, teachers: Sequence[Teacher | None], calls: Calls
 ) -> dict[str, dict[str, Any]]:
     """What each teacher was asked, wrote and cost, by its name; cut off runs included."""
-    found: dict[str, dict[str, Any]] = {}
+    found = {
+        teacher.name: asdict(answers.spent[teacher.name]) for teacher in filter(None, teachers)
+    }
+    return at_prices(found, teachers, calls)
+
+
+def at_prices(
+    spent: Mapping[str, Mapping[str, Any]], teachers: Sequence[Teacher | None], calls: Calls
+) -> dict[str, dict[str, Any]]:
+    """The accounts of a Dataset at these prices, whatever they were when it was made."""
+    priced: dict[str, dict[str, Any]] = {}
     for teacher in filter(None, teachers):
-        spent = answers.spent[teacher.name]
-        tokens = (spent.prompt_tokens, spent.completion_tokens) if teacher.is_remote else (0, 0)
-        found[teacher.name] = {**asdict(spent), "cost": calls.cost(*tokens)}
-    return found
+        each = spent[teacher.name]
+        tokens = each["prompt_tokens"], each["completion_tokens"]
+        cost = calls.cost(*tokens) if teacher.is_remote else 0.0
+        priced[teacher.name] = {**each, "cost": cost}
+    return priced
 
 
 def _row(task: Task, text: str, output: str) -> dict[str, Any]:

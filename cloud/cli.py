@@ -205,7 +205,10 @@ def augment_command(
         )
     removed = stage.examples(made) if explain else {}
     warn(made)
-    print_result(made, started, as_json, {"removed": removed} if explain else {})
+    more: dict[str, Any] = {"removed": removed} if explain else {}
+    both = (teachers.writer, teachers.judge)
+    more["spent"] = stage.at_prices(made.manifest.measured["spent"], both, teachers.calls)
+    print_result(made, started, as_json, more)
     if not as_json:
         click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
 

@@ -15,6 +15,8 @@ from typing import Any
 from cloud.tasks import Task
 
 _RESAMPLES = 2000
+_FARTHEST = 1e100
+"""Errors up to here have squares that can be added up; what is farther off is no rating."""
 
 
 def item_scores(task: Task, predictions: Sequence[str], golds: Sequence[str]) -> list[float]:
@@ -37,7 +39,8 @@ def measures(task: Task, predictions: Sequence[str], golds: Sequence[str]) -> di
     """The task's measures over all items.
 
     Classification: accuracy, and F1 averaged over all labels of the task, absent ones included.
-    Rating: MAE and RMSE; what is no number counts as the extreme farthest from the user's own.
+    Rating: MAE and RMSE; what is no number, or 1e100 or more off, counts as the extreme farthest
+    from the user's own.
     Generation: mean F1 of ROUGE-1 and ROUGE-L without stemming.
     """
     pairs = list(zip(predictions, golds, strict=True))
@@ -72,7 +75,7 @@ def _error(task: Task, said: str, gold: str) -> float:
         found = float(said)
     except ValueError:
         found = math.nan
-    if not math.isfinite(found):
+    if not abs(found - wanted) < _FARTHEST:
         found = max((float(label) for label in task.labels), key=lambda label: abs(label - wanted))
     return abs(found - wanted)
 

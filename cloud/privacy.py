@@ -21,7 +21,19 @@ from cloud.teachers import Reply, Sampling, Teacher
 from protos.errors import InputError
 
 _PLACEHOLDER = re.compile(r"<[A-Z]+(?:_[A-Z]+)*_\d+>")
-_LONG_NUMBER = r"(?<![0-9A-Za-z.])\+?\d(?:[ ().\-/]{0,2}\d){8,14}(?![0-9A-Za-z])"
+_LONG_NUMBER = r"(?<![0-9A-Za-z.])\+?\d(?:[ ().\-/]{0,2}\d){8,}(?![0-9A-Za-z])"
+_YEAR = r"(?:1[5-9]|20)\d\d"
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+_DATE = rf"(?:{_YEAR}[-/.]{_DAY}[-/.]{_DAY}|{_DAY}[-/.]{_DAY}[-/.]{_YEAR})"
+_DATES = rf"(?:[0-5]?\d )?{_DATE}(?:[-/]{_DATE})?(?: (?:[01]?\d|2[0-3]))?"
+_ISBN, _DOI = r"97[89](?:[- ]?\d){10}", r"10\.\d{4,9}/[\d./\-]+"
+_PHRASES = re.compile(rf"(?<![\d./\-])(?:{_DATES}|{_ISBN}|{_DOI})(?![./\-]?\d)")
+"""Dates, with the ends of the times that stand beside them, and what publications go by."""
+_WORDS = re.compile(
+    rf"{_YEAR}(?:[-/](?:{_YEAR}|\d\d))?|(?:0|[1-9]\d?)\.\d+|[1-9]\d{{2,5}}\.\d{{1,5}}"
+    r"|(?=(?:-?\d){10}$)\d{1,5}-\d{1,7}-\d{1,7}-\d"
+)
+"""Years, decimals (prices and arXiv's numbers among them), old ISBNs."""
 _HARMLESS = ("URL",)
 """Taken out all the same, but no reason to reject what a teacher has invented."""
 _MIN_REPEATED = 6
@@ -53,7 +65,9 @@ class Scrubber:
         """Whether a restored text holds personal data, or a placeholder, that is not the user's."""
         found = ((text[start:stop], kind) for start, stop, kind in self._find(text))
         return any(
-            value not in self._placeholders for value, kind in found if kind not in _HARMLESS
+            value not in self._placeholders
+            for value, kind in found
+            if kind not in _HARMLESS and not (kind == "PHONE_NUMBER" and _is_nobodys(value))
         )
 
     @property
@@ -133,6 +147,12 @@ class Scrubbed:
     def _task(self, task: Task) -> Task:
         scrub = self.scrubber.scrub
         return replace(task, prompt=scrub(task.prompt), labels=tuple(map(scrub, task.labels)))
+
+
+def _is_nobodys(number: str) -> bool:
+    """Whether a long number is dates, years, decimals or a publication's, and nothing besides."""
+    words = (word.strip(".-/") for word in re.split(r"[ ()]+", _PHRASES.sub(" ", number)))
+    return all(_WORDS.fullmatch(word) for word in words if word)
 
 
 @cache

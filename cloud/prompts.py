@@ -177,7 +177,8 @@ def _parse_line(line: str, ask: Ask) -> Pair | None:
     if ask.kind == "label" and output.strip() != ask.output:
         return None
     pair = given.replace("\0", "").strip(), output.replace("\0", "").strip()
-    return pair if all(pair) and _is_unicode(pair) else None
+    is_whole = _is_unicode(pair) and not any("\ufffd" in text for text in pair)
+    return pair if all(pair) and is_whole else None
 
 
 def _is_unicode(pair: Pair) -> bool:

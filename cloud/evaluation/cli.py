@@ -192,8 +192,8 @@ def eval_command(
     augmenting, training = cli.pick(AugmentConfig, given), cli.pick(TrainConfig, given)
     theirs = "train" if suite else split
     helping = [
-        read_users(f, theirs, task_name, third_party, out / "others", contributes=True)
-        for f in others
+        read_users(f, theirs, task_name, third_party, out / "others" / str(n), contributes=True)
+        for n, f in enumerate(others, 1)
     ]
     means = Means(
         open_base(base), teachers.writer, augmenting, training,

@@ -96,8 +96,9 @@ class Datasets:
         config = replace(self.config, per_real=per_real, real_share=share)
         out = self.folder / f"augmented-{per_real:g}"
         return augment(
-            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls
-        )
+            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls,
+            beside=self.folder / "augmented",
+        )  # fmt: skip
 
     def _some(self, synthetic: Rows, ratio: float) -> Rows:
         """Of the largest mix's synthetic items as many as the ratio says, drawn by lot.

@@ -30,7 +30,7 @@ from cloud.evaluation.inputs import (
 )
 from cloud.evaluation.results import GOLDS_FILE, RESULTS_FILE, results
 from cloud.lamp import write_predictions
-from cloud.task_adapter import task_dataset
+from cloud.task_adapter import ADAPTER, task_dataset
 from cloud.teachers import Calls
 from cloud.train import Member, train_many
 from protos.artifacts import (
@@ -120,9 +120,10 @@ def _identity(
         parents["others"] = digest_json([profile.id for profile in others])
     if means.judge:
         parents["judge"] = means.judge.digest
+    calls = means.calls or Calls()
     return parents, {
         "task": people[0].user.task.to_config(), **asdict(config),
-        "device": means.device is not None,
+        "device": means.device is not None, "prices": [calls.price_in, calls.price_out],
         "augment": asdict(means.augmenting), "train": asdict(means.training),
     }  # fmt: skip
 
@@ -158,7 +159,8 @@ def _adapters(
     members: dict[Path, Member] = {}
     places: dict[tuple[str, str], Path | None] = {}
     for (data, name), dataset in datasets.items():
-        place = (out if data == TASK else folders[name]) / "adapters" / data
+        # the shared one goes where `task withdraw` looks for it
+        place = out / "task" / ADAPTER if data == TASK else folders[name] / "adapters" / data
         places[data, name] = place if dataset else None
         if dataset:
             members[place] = Member(dataset, place, means.training)

@@ -26,6 +26,8 @@ from protos.errors import TeacherError
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ITEMS_PER_ASK = 5
 _CHARS_PER_TOKEN = 4
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a character that JSON spells as two, such as an emoji that was cut; no file holds it."""
 _REFUSALS = (400, 403, 422, 451)
 _POLICY = re.compile(
     r"content[\s_-]*(filter|policy|management)|moderation|(input|prompt|request) was flagged", re.I
@@ -189,7 +191,7 @@ def _reply(answer: Any) -> Reply:
     # what a filter has taken back is not the model's answer, however much of it has come
     text = content if isinstance(content, str) and ended != "content_filter" else ""
     tokens = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-    return Reply(text, *tokens, cut=ended == "length")
+    return Reply(_HALF.sub("\ufffd", text), *tokens, cut=ended == "length")
 
 
 def _count(usage: Any, name: str) -> int | None:

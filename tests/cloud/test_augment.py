@@ -183,6 +183,21 @@ def test_an_http_teacher_is_asked_with_the_items_and_read_strictly(
     }  # fmt: skip
 
 
+def test_prices_that_are_named_later_are_shown_of_what_is_there(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    """A call of 100 tokens read and 20 written, a million tokens at 1 and at 5."""
+    chat.say = lambda message, number: f"{NEWS[0]}\n{NEWS[1]}"
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--per-real", "0.7", "--pool", "1", "--json",
+    ]  # fmt: skip
+    for prices, cost in (([], 0.0), (["--price-in", "1", "--price-out", "5"], 2e-4)):
+        done = CliRunner().invoke(augment_command, [*arguments, *prices], catch_exceptions=False)
+        assert json.loads(done.stdout)["spent"][chat.spec]["cost"] == pytest.approx(cost)
+    assert len(chat.bodies) == 1
+
+
 GERMAN = line("Die Bäcker wollen beim Fest bis Mitternacht Brot verkaufen.", "Brot bis Mitternacht")
 ECHO = line("Today the castle at the lake burned down with all its towers.", "Castle at the lake")
 

@@ -79,6 +79,16 @@ def test_ratings_of_a_scale_of_ones_own_have_their_own_extremes() -> None:
     assert measures(ten, ["nothing"], ["4"])["mae"] == 6.0
 
 
+@pytest.mark.parametrize("said", ["9" * 155, "1" * 308, "-" + "4" * 200, "1e101", "-1e101"])
+def test_a_number_beyond_all_bounds_is_no_rating(said: str) -> None:
+    """The square of an error of 155 digits is more than a float holds."""
+    assert measures(RATING, [said, "5"], ["2", "5"]) == {
+        "mae": 3 / 2, "rmse": pytest.approx((9 / 2) ** 0.5)
+    }  # fmt: skip
+    assert item_scores(RATING, [said], ["4"]) == [-3.0]
+    assert measures(RATING, ["100"], ["5"]) == {"mae": 95.0, "rmse": 95.0}, "as LaMP does"
+
+
 def test_predictions_are_written_as_lamps_evaluator_reads_them(tmp_path: Path) -> None:
     path = tmp_path / "predictions.json"
     write_predictions(path, TASKS["LaMP_2N"], {"7": "sports", "9": "läuft"})

@@ -1,6 +1,7 @@
 """No personal data leaves for a remote teacher, and what comes back is the user's own again."""
 
 import json
+import re
 import socket
 import sys
 from pathlib import Path
@@ -77,6 +78,62 @@ def test_personal_data_of_others_and_unknown_placeholders_are_foreign() -> None:
     assert scrubber.is_foreign("Write to zoe@example.com, it is not.")
     assert scrubber.is_foreign("Write to <EMAIL_ADDRESS_99>, whoever that is.")
     assert not scrubber.is_foreign("See main.py and the 300 visitors of 2024-05-01.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Konto 12345678901234567890",
+        "My card is 6304000000000000000.",
+        "Order 1234567890123456 is late",
+        "acct 4111 1111 1111 1112 of the club",
+        "since 2019 4111 1111 1111 1111",
+        "on 2024-06-07 0664 1234567 rang",
+        "06 12 34 56 78",
+        "06.12.34.56.78",
+        "15900159000",
+        "212.5550187",
+        "Call 212-555-0187",
+    ],
+)
+def test_numbers_of_any_length_are_taken_out_whole_and_foreign_to_others(text: str) -> None:
+    scrubber = Scrubber([text])
+    scrubbed = scrubber.scrub(text)
+    assert not re.search(r"\d", re.sub(r"<[A-Z_]+_\d+>", "", scrubbed)), scrubbed
+    assert scrubber.restore(scrubbed) == text
+    assert not scrubber.is_foreign(text)
+    assert Scrubber(TEXTS).is_foreign(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The train of 2024-06-07 10:15 was late.",
+        "The train of 07.06.2024 10:15 was late.",
+        "From 2024-06-07 10:15 2024-06-08 11:20 it was closed.",
+        "At 07.06.2024 10.15 it was open.",
+        "The error is 0.0001234567 at most.",
+        "See 10.1145/3292500.3330701, on boats.",
+        "ISBN 978-3-16-148410-0",
+        "ISBN 9783161484100",
+        "ISBN 0-306-40615-2",
+        "As in arXiv 2304.11406, we sail.",
+        "In 2019 2020 2021 and in (2022) 2023 (2024) we sailed.",
+        "Tickets are 12.50 13.40 15.20 this year.",
+    ],
+)
+def test_dates_years_prices_and_publications_that_are_new_are_nobodys(text: str) -> None:
+    """Each is taken out of what is sent all the same: it might be somebody's number."""
+    assert not Scrubber(TEXTS).is_foreign(text)
+    assert Scrubber([text]).count > 0
+
+
+def test_very_long_rows_of_numbers_are_judged_without_trying_every_reading() -> None:
+    """2 ** 20,000 readings of the first: one year or a pair of them, again and again."""
+    assert not privacy._is_nobodys("2019-2020-" * 20_000 + "1")
+    assert not privacy._is_nobodys("1-" * 40_000)
+    assert not privacy._is_nobodys("9" * 100_000)
+    assert privacy._is_nobodys("12.50 " * 20_000)
 
 
 @pytest.fixture

@@ -135,6 +135,18 @@ def test_of_an_answer_that_was_cut_off_what_is_whole_is_read_and_the_rest_counte
     assert open_teacher(chat.spec, 1).read(RATING, ASKS[0], reply.text) == [("Nice.", "4"), None]
 
 
+def test_half_a_character_is_stored_and_what_holds_it_is_not_read(chat, tmp_path) -> None:
+    """An emoji that a token limit has cut comes as a lone surrogate, which no file can hold."""
+    lines = '{"input": "Nice.", "output": "4"}', '{"input": "A \ud83d", "output": "4"}'
+    chat.say = lambda said, number: "\n".join([*lines, '{"input": "ok \ud83d'])
+    teacher = open_teacher(chat.spec, 1)
+    found = Answers(tmp_path).of(teacher, RATING, ASKS[:1], Sampling())
+    assert teacher.read(RATING, ASKS[0], found[0].text) == [("Nice.", "4"), None, None]
+    assert found[0].text.endswith("ok \ufffd")
+    assert Answers(tmp_path).of(teacher, RATING, ASKS[:1], Sampling()) == found
+    assert len(chat.bodies) == 1
+
+
 def without_end() -> Iterator[bytes]:
     while True:
         yield b" "
@@ -212,6 +224,15 @@ def test_each_answer_is_stored_as_it_arrives_and_never_asked_for_again(chat, tmp
     assert len(chat.bodies) == 8, "another temperature is another question"
     spent = answers.spent[teacher.name]
     assert (spent.calls, spent.prompt_tokens, spent.completion_tokens) == (6, 600, 120)
+
+
+def test_what_is_asked_twice_at_once_is_sent_and_counted_once(chat, tmp_path) -> None:
+    chat.say = lambda message, number: str(chat.bodies[number]["seed"])
+    answers, teacher = Answers(tmp_path), open_teacher(chat.spec, 1)
+    asks = [ASKS[4], ASKS[5], ASKS[4], ASKS[4]]
+    found = answers.of(teacher, RATING, asks, Sampling())
+    assert [reply.text for reply in found] == ["4", "5", "4", "4"]
+    assert len(chat.bodies) == answers.spent[teacher.name].calls == 2
 
 
 def test_accounts_know_what_was_not_counted() -> None:

@@ -11,6 +11,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from cloud.tasks import MOVIE_TAGS, NEWS_CATEGORIES, TASKS
 from pocketune import main
+from protos.artifacts import open_artifact
+from protos.errors import InputError
 from tests.cloud.evaluation.conftest import headlines, lamp_files
 
 
@@ -342,6 +344,32 @@ def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_ba
     for task in ("LaMP_4", "LaMP_3"):
         assert (tmp_path / "out" / task / "evaluation.md").is_file()
     one_line(run("--data", four, "--data", four, *given), 2, "two of the same name")
+
+
+def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withdraw(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """kim has headlines in LaMP_4 and papers in LaMP_5, both under the same name."""
+    four = lamp_files(tmp_path / "four", "LaMP_4", {"kim": headlines("kim")})
+    five = lamp_files(tmp_path / "five", "LaMP_5", {
+        "kim": (items(abstract=TEXTS, title=WORDS), [(TASKS["LaMP_5"].query("Fish."), "Of fish")])
+    })  # fmt: skip
+    data = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann")})
+    out = tmp_path / "out"
+    given = ("--data", data, "--others", four, "--others", five, "--base", tiny_base, "--arms",
+             "base,task", "--epochs", "1", "--no-plots", "--out", out)  # fmt: skip
+    done = run(*given)
+    assert done.exit_code == 0, done.stderr
+    rows = (out / "task" / "dataset" / "train.jsonl").read_text().splitlines()
+    learned = {json.loads(row)["output"] for row in rows}
+    assert learned == {"zoo opens for kim", "mill opens for kim", "castle opens for kim"}
+
+    left = CliRunner().invoke(main, ["task", "withdraw", "kim", str(out / "task")])
+    assert left.exit_code == 0, left.output
+    assert "marked: adapter, dataset" in left.output
+    one_line(run(*given), 2, "kim withdrew on")
+    with pytest.raises(InputError, match="a contributor withdrew on"):
+        open_artifact(out / "task" / "adapter", "Adapter")
 
 
 def test_the_suite_is_the_users_of_every_task_of_the_world(tmp_path: Path, tiny_base: Path) -> None:

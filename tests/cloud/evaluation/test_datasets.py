@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,27 @@ def test_unfiltered_items_can_be_trained_on_and_hold_nobodys_data(tmp_path: Path
     assert [row["output"] for row in unfiltered(user, whole, None)][:2] == [
         "Hi you", "Call 212-555-0187",
     ]  # fmt: skip
+
+
+def test_what_augmentations_of_several_sizes_ask_in_common_is_asked_once(
+    tmp_path: Path, chat
+) -> None:
+    items = [Item(str(n), f"The {w} opened today.", f"{w} opens") for n, w in enumerate(
+        ("zoo", "mill", "castle", "shop", "harbour"))]  # fmt: skip
+    profile = profile_of(tmp_path / "p", items, TASKS["LaMP_4"])
+    said = [
+        line("A farmer sold nine pigs.", "pigs sell"),
+        line("Rain kept ships in.", "ships stay"),
+    ]
+    chat.say = lambda message, number: "\n".join(said)
+    teacher = open_teacher(chat.spec, 1)
+    for per_real in (1.0, 0.5):
+        config = replace(CONFIG, per_real=per_real)
+        datasets = Datasets(profile, teacher, tmp_path / "u", config, (2.0,))
+        assert datasets.of("mixed")
+        assert datasets.of("ratio-2")
+    sent = [json.dumps([body["messages"], body["seed"]]) for body in chat.bodies]
+    assert len(sent) == len(set(sent)) > 1
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -268,6 +268,21 @@ def test_costs_hold_what_teachers_read_and_wrote_and_their_price(
     assert "teacher's price" not in markdown(free)
 
 
+def test_prices_that_are_named_later_are_shown_and_nothing_is_paid_for_again(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    chat.say = teach
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann")}))
+    free = evaluate(people, means(chat.spec), tmp_path / "out", arms("base,teacher"))
+    assert free.manifest.measured["costs"]["teacher"]["teacher_cost"] is None
+    calls = len(chat.bodies)
+    priced = means(chat.spec, calls=Calls(retries=0, price_in=1.0, price_out=5.0))
+    made = evaluate(people, priced, tmp_path / "out", arms("base,teacher"))
+    assert made.manifest.measured["costs"]["teacher"]["teacher_cost"] == pytest.approx(4e-4)
+    assert "| 0.0004 |" in markdown(made)
+    assert len(chat.bodies) == calls == 2
+
+
 def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
     tmp_path: Path, means, imported
 ) -> None:
