@@ -74,7 +74,7 @@ def evaluate(
         arms, people, others, means, out, config, part(progress, 0, 0.4)
     )
     adapters = _adapters(datasets, people, means, out, part(progress, 0.4, 0.8))
-    partners = derangement([person.name for person in people], config.seed)
+    partners = derangement({each.name: len(each.user.items) for each in people}, config.seed)
     answered = answers_of(
         arms, people, adapters, partners, means, out, config, part(progress, 0.8, 1)
     )

@@ -163,11 +163,31 @@ def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
 def test_nobody_is_their_own_other(count: int) -> None:
     names = [str(number) for number in range(count)]
     for seed in range(20):
-        partners = derangement(names, seed)
+        partners = derangement(dict.fromkeys(names, 4), seed)
         assert all(name != other for name, other in partners.items())
         assert sorted(partners.values()) == sorted(names)
-        assert derangement(names, seed) == partners
-    assert len({tuple(derangement(names, seed).items()) for seed in range(20)}) > 1 or count == 2
+        assert derangement(dict.fromkeys(names, 4), seed) == partners
+    every = {tuple(derangement(dict.fromkeys(names, 4), seed).items()) for seed in range(20)}
+    assert len(every) > 1 or count == 2
+
+
+@pytest.mark.parametrize(
+    ("items", "apart"),
+    [
+        ([4, 4, 4, 29, 29, 64, 64, 64], 0),
+        ([29, 4, 30, 4, 64, 4, 60], 4),  # 29 and 30, 60 and 64
+        ([16, 11, 7, 4, 2, 1], 5),  # in pairs, though 4 is nearer to 2 than to 7
+        ([5, 4, 4, 64], 60),  # nobody is like 64
+        ([10, 11, 12, 13, 14], 2),
+    ],
+)
+def test_the_other_has_as_many_items_or_nearly(items: list[int], apart: int) -> None:
+    counts = {f"{place}": count for place, count in enumerate(items)}
+    for seed in range(20):
+        partners = derangement(counts, seed)
+        assert all(name != other for name, other in partners.items())
+        assert sorted(partners.values()) == sorted(counts)
+        assert max(abs(counts[a] - counts[b]) for a, b in partners.items()) == apart
 
 
 KILLED = """
