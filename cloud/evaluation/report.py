@@ -6,6 +6,7 @@ In: an Evaluation. Out: Markdown. All of it is in `evaluation.json`, and the cos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from cloud.evaluation.arms import OTHER, TEACHER
@@ -76,7 +77,22 @@ def summary(evaluations: Sequence[Artifact]) -> str:
         "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
         "real and the teacher in context. Each task has a page of its own in its folder.\n"
     )
-    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}"
+    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}{_gaps(all_found)}"
+
+
+def _gaps(all_found: Sequence[dict[str, Any]]) -> str:
+    """The mean share of the gap, over the tasks where there is one, and which these are."""
+    if any(not {OURS, "real", TEACHER} <= found["arms"].keys() for found in all_found):
+        return ""
+    shares = {found["task"]: gap_closed(found) for found in all_found}
+    told = {task: share for task, share in shares.items() if share is not None}
+    if not told:
+        return "\nNo task's interval of teacher over real lies above zero: of no gap can be told.\n"
+    each = ", ".join(f"{task} {share:.0%}" for task, share in told.items())
+    return (
+        f"\n{OURS} closes {fmean(told.values()):.0%} of the gap, the mean over the {len(told)} of "
+        f"{len(shares)} tasks whose interval of teacher over real lies above zero: {each}.\n"
+    )
 
 
 def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
@@ -127,16 +143,17 @@ def _conclusions(found: dict[str, Any]) -> str:
 def gap_closed(found: dict[str, Any]) -> float | None:
     """How much of what the teacher is better than `real` the product's arm makes up for.
 
-    None where one of them is missing, or the teacher is no better.
+    None where one of them is missing, or the teacher is not surely better: its interval over `real`
+    is not above zero, or it has none. By a gap that may be none nothing can be divided.
     """
-    means = {
-        name: gains["real"]["mean"]
+    over_real = {
+        name: gains["real"]
         for name, gains in found["gains"][found["main"]].items()
         if "real" in gains
     }
-    if not {OURS, TEACHER} <= means.keys() or means[TEACHER] <= 0:
+    if not {OURS, TEACHER} <= over_real.keys() or (over_real[TEACHER]["low"] or 0) <= 0:
         return None
-    return means[OURS] / means[TEACHER]
+    return over_real[OURS]["mean"] / over_real[TEACHER]["mean"]
 
 
 def _sentence(each: dict[str, Any]) -> str:
