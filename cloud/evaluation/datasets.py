@@ -137,6 +137,14 @@ class Datasets:
         return open_artifact(out, "Dataset")
 
 
+def counts(dataset: Artifact | None) -> tuple[int, int]:
+    """Rows to train on, and how many of them are synthetic; none without a Dataset."""
+    if dataset is None:
+        return 0, 0
+    real, synthetic = by_origin(dataset)
+    return len(real) + len(synthetic), len(synthetic)
+
+
 def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:
     """The rows to train on: the real ones, and the synthetic ones."""
     rows = read_rows(dataset.file(TRAIN_FILE))

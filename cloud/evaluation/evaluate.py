@@ -16,7 +16,7 @@ from typing import Any
 
 from cloud.evaluation.answering import Answered, answers_of
 from cloud.evaluation.arms import OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
-from cloud.evaluation.datasets import Datasets
+from cloud.evaluation.datasets import Datasets, counts
 from cloud.evaluation.inputs import (
     EvaluateConfig,
     Made,
@@ -87,6 +87,7 @@ def evaluate(
         for row in found["users"]:
             row["other"] = partners[row["user"]] if has(arms, OTHER) else None
             row["fell_back"] = sorted(fallen_back[row["user"]])
+            row |= _learned(arms, row["user"], partners, datasets)
         write_json(draft.path / RESULTS_FILE, {
             **found, "left_out": missing, "base": means.base.name, "teacher": means.teacher.name,
             "digests": parents, "config": resolved,
@@ -177,6 +178,18 @@ def _adapters(
         if isinstance(answer, Artifact)
     }
     return {key: made[place] if place else None for key, place in places.items()}
+
+
+def _learned(
+    arms: Sequence[Arm], user: str, partners: Mapping[str, str], datasets: Made
+) -> dict[str, dict[str, int]]:
+    """What a user's adapter of each arm learned from: rows, and how many of them are synthetic."""
+    owners = {arm: partners[user] if arm.name == OTHER else user for arm in arms if arm.data}
+    each = {arm.name: counts(datasets[arm.data, owner]) for arm, owner in owners.items()}
+    return {
+        "rows": {name: rows for name, (rows, _) in each.items()},
+        "synthetic": {name: synthetic for name, (_, synthetic) in each.items()},
+    }
 
 
 def _costs(

@@ -101,7 +101,7 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     head = ["arm", "what answers", *(METRICS[name] for name in metrics)]
     for over in overs:
         head += [f"gain over {over}", "won : lost"]
-    head += ["adapter", "training", "teacher read", "teacher wrote"]
+    head += ["rows", "synthetic", "adapter", "training", "teacher read", "teacher wrote"]
     priced = any(cost["teacher_cost"] is not None for cost in costs.values())
     head += ["teacher's price"] * priced
     timed = any(cost["device_ms"] is not None for cost in costs.values())
@@ -114,6 +114,7 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
             row += [_interval(each), f"{each['won']} : {each['lost']}"] if each else ["", ""]
         cost = costs[name]
         row += [
+            *(_learned(found, name, what) for what in ("rows", "synthetic")),
             _shown(cost["adapter_bytes"], 1e-3, " kB"),
             _shown(cost["train_seconds"], 1, " s"),
             _shown(cost["teacher_prompt_tokens"], 1, " tokens"),
@@ -124,9 +125,17 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         rows.append(row)
     note = (
         f"Scores are over all questions; gains are in {METRICS[found['main']]}, each user counted "
-        "once, positive is better, with 95% intervals. Costs are means over users.\n"
+        "once, positive is better, with 95% intervals. Rows to train on, how many of them are "
+        "synthetic, and costs are means over users.\n"
     )
     return f"{_table(rows)}\n{note}"
+
+
+def _learned(found: dict[str, Any], arm: str, what: str) -> str:
+    """The mean over users of what an arm's adapters learned from; nothing without one."""
+    if arm not in found["users"][0][what]:
+        return ""
+    return f"{fmean(user[what][arm] for user in found['users']):.1f}"
 
 
 def _conclusions(found: dict[str, Any]) -> str:

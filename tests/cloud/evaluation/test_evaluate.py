@@ -17,7 +17,7 @@ from cloud.augment import AugmentConfig
 from cloud.evaluation.arms import ARMS
 from cloud.evaluation.evaluate import evaluate
 from cloud.evaluation.inputs import derangement
-from cloud.evaluation.plots import draw
+from cloud.evaluation.plots import draw, made_ratio
 from cloud.evaluation.report import markdown
 from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_profile
 from cloud.tasks import custom_task
@@ -261,6 +261,41 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
     assert said["mixed"] == said["real"]
     assert said["synthetic"] == said["base"]
     assert "Nothing that the teacher wrote passed for 1 of them (ann)" in markdown(made)
+
+
+def test_what_was_made_is_told_and_not_what_was_asked_for(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    """ann has 3 items to train on and 3 that pass, bob 4 and the same 3; eve has none that pass."""
+    chat.say = lambda message, number: (
+        line("x", "y") if "of eve" in message else teach(message, number)
+    )
+    users = {"ann": headlines("ann"), "bob": headlines("bob", 5), "eve": headlines("eve")}
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", users))
+    every = arms("base,real,mixed,synthetic,other", ratios="0,0.34,2")
+    given = means(chat.spec)
+    made = evaluate(people, given, tmp_path / "out", every)
+    found = results(made)
+    told = {user["user"]: (user["rows"], user["synthetic"]) for user in found["users"]}
+    names = ("real", "mixed", "synthetic", "ratio-0", "ratio-0.34", "ratio-2")
+    assert {user: tuple(rows[name] for name in names) for user, (rows, _) in told.items()} == {
+        "ann": (3, 6, 3, 3, 4, 6), "bob": (4, 7, 3, 4, 5, 7), "eve": (3, 3, 0, 3, 3, 3),
+    }  # fmt: skip
+    assert {user: tuple(part[name] for name in names) for user, (_, part) in told.items()} == {
+        "ann": (0, 3, 3, 0, 1, 3), "bob": (0, 3, 3, 0, 1, 3), "eve": (0, 0, 0, 0, 0, 0),
+    }  # fmt: skip
+    for user in found["users"]:
+        rows, part = told[user["other"]]
+        assert (user["rows"]["other"], user["synthetic"]["other"]) == (rows["mixed"], part["mixed"])
+        assert "base" not in user["rows"]
+    made_ratios = [made_ratio(found, ratio) for ratio in (0, 0.34, 2)]
+    assert made_ratios == pytest.approx([0, (1 / 3 + 1 / 4) / 3, (1 + 3 / 4) / 3])
+    page = [row.split(" | ") for row in markdown(made).splitlines() if row.startswith("| ")]
+    where = page[0].index("rows")
+    shown = {row[0].strip("| "): tuple(row[where : where + 2]) for row in page}
+    assert shown["arm"] == ("rows", "synthetic")
+    assert (shown["base"], shown["mixed"]) == (("", ""), ("5.3", "2.0"))
+    assert (shown["real"], shown["ratio-2"]) == (("3.3", "0.0"), ("5.3", "2.0"))
 
 
 def test_costs_hold_what_teachers_read_and_wrote_and_their_price(

@@ -30,6 +30,7 @@ def evaluation(folder: Path, task: str, scores: dict[str, list[float]], **given:
             {
                 "user": name, "items": 4, "trained_on": 3, "fell_back": [],
                 "values": {arm: {"rouge-L": values[at]} for arm, values in scores.items()},
+                "rows": dict.fromkeys(scores, 3), "synthetic": dict.fromkeys(scores, 0),
             }
             for at, name in enumerate(names)
         ],
