@@ -196,7 +196,7 @@ def _costs(
     arms: Sequence[Arm], people: Sequence[Person], datasets: Made, adapters: Made,
     answered: Answered, means: Means,
 ) -> dict[str, dict[str, float | None]]:  # fmt: skip
-    """Means over users: the adapter's bytes, the seconds to train it, what teachers read and wrote.
+    """Means over users: the adapter's bytes, its seconds and steps, what teachers read and wrote.
 
     teacher_cost: at the prices of `means.calls`, of remote teachers; None where none are given.
     """
@@ -205,6 +205,7 @@ def _costs(
         trained = [adapters.get((arm.data, person.name)) for person in people]
         sizes = [a.manifest.files["adapter_model.safetensors"].size_bytes for a in trained if a]
         seconds = [a.manifest.measured["seconds"] / _together(a) for a in trained if a]
+        steps = [a.manifest.measured["steps"] for a in trained if a]
         made = [datasets.get((arm.data, person.name)) for person in people]
         spent: list[Mapping[str, Any]] = [
             dataset.manifest.measured["spent"]
@@ -215,6 +216,7 @@ def _costs(
             spent = [{means.teacher.name: each} for each in answered.spent.values()]
         costs[arm.name] = {
             "adapter_bytes": _mean(sizes), "train_seconds": _mean(seconds),
+            "train_steps": _mean(steps),
             "teacher_prompt_tokens": _mean([_tokens(each, "prompt_tokens") for each in spent]),
             "teacher_tokens": _mean([_tokens(each, "completion_tokens") for each in spent]),
             "teacher_cost": _mean([_money(each, means) for each in spent]) or None,

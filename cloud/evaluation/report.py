@@ -16,7 +16,7 @@ from protos.artifacts import Artifact
 
 OURS = "mixed"
 """The arm that the product stands for."""
-_HELD_AGAINST = ("base", "real", OTHER)
+_HELD_AGAINST = ("base", "real", "real-repeated", OTHER)
 METRICS = {
     "accuracy": "accuracy", "f1": "macro F1", "mae": "MAE", "rmse": "RMSE", "rouge-1": "ROUGE-1",
     "rouge-L": "ROUGE-L",
@@ -97,11 +97,11 @@ def _gaps(all_found: Sequence[dict[str, Any]]) -> str:
 
 def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     metrics = list(next(iter(found["arms"].values()))["pooled"])
-    overs = [name for name in ("base", "real") if name in found["arms"]]
+    overs = [name for name in ("base", "real", "real-repeated") if name in found["arms"]]
     head = ["arm", "what answers", *(METRICS[name] for name in metrics)]
     for over in overs:
         head += [f"gain over {over}", "won : lost"]
-    head += ["rows", "synthetic", "adapter", "training", "teacher read", "teacher wrote"]
+    head += ["rows", "synthetic", "steps", "adapter", "training", "teacher read", "teacher wrote"]
     priced = any(cost["teacher_cost"] is not None for cost in costs.values())
     head += ["teacher's price"] * priced
     timed = any(cost["device_ms"] is not None for cost in costs.values())
@@ -115,6 +115,7 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         cost = costs[name]
         row += [
             *(_learned(found, name, what) for what in ("rows", "synthetic")),
+            "" if cost["train_steps"] is None else f"{cost['train_steps']:.1f}",
             _shown(cost["adapter_bytes"], 1e-3, " kB"),
             _shown(cost["train_seconds"], 1, " s"),
             _shown(cost["teacher_prompt_tokens"], 1, " tokens"),

@@ -24,7 +24,7 @@ GOLDS_FILE = "golds.json"
 MAIN = {"classification": "accuracy", "rating": "mae", "generation": "rouge-L"}
 """The measure that tables and plots go by, for each kind of answer."""
 LOWER_IS_BETTER = ("mae", "rmse")
-COMPARED_WITH = ("base", "real", OTHER)
+COMPARED_WITH = ("base", "real", "real-repeated", OTHER)
 Said = Mapping[tuple[str, str], Sequence[str]]
 
 

@@ -18,7 +18,7 @@ from cloud.evaluation.arms import ARMS
 from cloud.evaluation.evaluate import evaluate
 from cloud.evaluation.inputs import derangement
 from cloud.evaluation.plots import draw, made_ratio
-from cloud.evaluation.report import markdown
+from cloud.evaluation.report import markdown, summary
 from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_profile
 from cloud.tasks import custom_task
 from cloud.teachers import Calls
@@ -114,6 +114,7 @@ def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
     real = [("real", f"{place} opens for bob") for place in ("zoo", "mill", "castle")]
     sound = [("synthetic", output) for _, output in SOUND]
     assert learned("real") == real
+    assert learned("real-repeated") == real + real
     assert learned("augmented-1") == real + sound
     assert learned("synthetic") == sound
     assert learned("mixed-unfiltered") == [*real, ("synthetic", "s"), *sound[:2]]
@@ -272,7 +273,7 @@ def test_what_was_made_is_told_and_not_what_was_asked_for(
     )
     users = {"ann": headlines("ann"), "bob": headlines("bob", 5), "eve": headlines("eve")}
     people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", users))
-    every = arms("base,real,mixed,synthetic,other", ratios="0,0.34,2")
+    every = arms("base,real,real-repeated,mixed,synthetic,other", ratios="0,0.34,2")
     given = means(chat.spec)
     made = evaluate(people, given, tmp_path / "out", every)
     found = results(made)
@@ -285,6 +286,8 @@ def test_what_was_made_is_told_and_not_what_was_asked_for(
         "ann": (0, 3, 3, 0, 1, 3), "bob": (0, 3, 3, 0, 1, 3), "eve": (0, 0, 0, 0, 0, 0),
     }  # fmt: skip
     for user in found["users"]:
+        assert user["rows"]["real-repeated"] == user["rows"]["mixed"]
+        assert user["synthetic"]["real-repeated"] == 0
         rows, part = told[user["other"]]
         assert (user["rows"]["other"], user["synthetic"]["other"]) == (rows["mixed"], part["mixed"])
         assert "base" not in user["rows"]
@@ -296,6 +299,20 @@ def test_what_was_made_is_told_and_not_what_was_asked_for(
     assert shown["arm"] == ("rows", "synthetic")
     assert (shown["base"], shown["mixed"]) == (("", ""), ("5.3", "2.0"))
     assert (shown["real"], shown["ratio-2"]) == (("3.3", "0.0"), ("5.3", "2.0"))
+    assert shown["real-repeated"] == ("5.3", "0.0")
+    assert found["users"][2]["fell_back"] == ["mixed", "ratio-0.34", "ratio-2", "synthetic"]
+
+    # the epoch of 6 and of 7 rows is 2 batches of 4, that of 3 and of 4 rows is 1
+    steps = {arm: cost["train_steps"] for arm, cost in made.manifest.measured["costs"].items()}
+    assert steps["mixed"] == steps["real-repeated"] == pytest.approx(5 / 3)
+    assert (steps["real"], steps["base"]) == (1, None)
+    gain = found["gains"]["rouge-L"]["mixed"]["real-repeated"]
+    scores = [[user["values"][arm]["rouge-L"] for user in found["users"]]
+              for arm in ("mixed", "real-repeated")]  # fmt: skip
+    assert gain["mean"] == pytest.approx((sum(scores[0]) - sum(scores[1])) / 3)
+    assert "- mixed over real: " in markdown(made)
+    assert "- mixed over real-repeated: " in markdown(made)
+    assert "| mixed over real | mixed over real-repeated | " in summary([made])
 
 
 def test_costs_hold_what_teachers_read_and_wrote_and_their_price(

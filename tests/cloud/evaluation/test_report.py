@@ -36,7 +36,7 @@ def evaluation(folder: Path, task: str, scores: dict[str, list[float]], **given:
         ],
     }  # fmt: skip
     nothing = dict.fromkeys((
-        "adapter_bytes", "train_seconds", "teacher_prompt_tokens", "teacher_tokens",
+        "adapter_bytes", "train_seconds", "train_steps", "teacher_prompt_tokens", "teacher_tokens",
         "teacher_cost", "device_ms",
     ))  # fmt: skip
     with create(folder / task, "Evaluation", {}, {}) as draft:
