@@ -28,7 +28,7 @@ from cloud.evaluation.inputs import (
     has,
     really_others,
 )
-from cloud.evaluation.results import GOLDS_FILE, RESULTS_FILE, results
+from cloud.evaluation.results import FORM, GOLDS_FILE, RESULTS_FILE, results
 from cloud.lamp import write_predictions
 from cloud.task_adapter import task_dataset
 from cloud.teachers import Calls
@@ -122,7 +122,7 @@ def _identity(
     if means.judge:
         parents["judge"] = means.judge.digest
     return parents, {
-        "task": people[0].user.task.to_config(), **asdict(config),
+        "form": FORM, "task": people[0].user.task.to_config(), **asdict(config),
         "device": means.device is not None,
         "augment": asdict(means.augmenting), "train": asdict(means.training),
     }  # fmt: skip

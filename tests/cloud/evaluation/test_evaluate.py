@@ -361,6 +361,20 @@ def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
     assert draw(made, tmp_path / "plots") == [], "nothing that is drawn was compared"
 
 
+def test_an_evaluation_by_earlier_rules_is_made_anew_of_the_same_answers(
+    tmp_path: Path, means, imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, out = imported(lamp_files(tmp_path / "lamp", "LaMP_4", many("ann"))), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("cloud.evaluation.evaluate.FORM", 1)
+        earlier = evaluate(people, means(), out, arms("base"))
+    answers = {path: path.stat().st_mtime_ns for path in (out / "answers").iterdir()}
+    made = evaluate(people, means(), out, arms("base"))
+    assert made.id != earlier.id
+    assert {path: path.stat().st_mtime_ns for path in (out / "answers").iterdir()} == answers
+    assert evaluate(people, means(), out, arms("base")).id == made.id
+
+
 CHINESE = [("我今天去了博物馆看新的展览。", "博物馆的新展览"),
            ("市长昨天为新的大桥剪了彩。", "大桥剪彩"),
            ("下雪以后所有的学校都关门了。", "大雪让学校关门")]  # fmt: skip
