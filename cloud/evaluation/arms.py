@@ -34,6 +34,11 @@ ARMS = {
         Arm(TASK, "one adapter for all, trained on other users", TASK),
         Arm("real", "an adapter on own items alone", "real"),
         Arm(
+            "real-repeated",
+            "an adapter on own items alone, repeated to as many rows as mixed has",
+            "real-repeated",
+        ),
+        Arm(
             "mixed-unfiltered",
             "an adapter on own items and what the teacher wrote first",
             "mixed-unfiltered",

@@ -151,8 +151,9 @@ def eval_command(
 
     \b
     Arms: base, base+bm25 (the nearest items in the prompt), task (an adapter trained on --others),
-    real (own items), mixed-unfiltered, mixed (own and filtered synthetic items: the product),
-    synthetic, mixed+bm25, other (another user's mixed adapter: the control), teacher (in context).
+    real (own items), real-repeated (these in as many rows as mixed), mixed-unfiltered, mixed (own
+    and filtered synthetic items: the product), synthetic, mixed+bm25, other (another user's mixed
+    adapter: the control), teacher (in context).
 
     Interrupted, it goes on where it was; what has not changed is not made again.
 

@@ -71,6 +71,8 @@ class Datasets:
         is_ratio = data.startswith("ratio-")
         per_real = max(self.ratios) if is_ratio else self.config.per_real
         whole = self._augmented(per_real)
+        if data == "real-repeated":
+            return self._repeated(counts(whole)[0])
         if whole.manifest.measured.get("warning"):
             self.fallen_back.add(data)
             return None if data == "synthetic" else self._real()
@@ -88,8 +90,25 @@ class Datasets:
 
     def _real(self) -> Artifact:
         """The user's own items alone; no teacher has a part in it."""
-        rows = [real_row(self._user.task, item) for item in self._train]
-        return self._written("real", {"profile": self.profile.id}, rows, {})
+        return self._written("real", {"profile": self.profile.id}, self._own(), {})
+
+    def _repeated(self, rows: int) -> Artifact:
+        """The user's own items alone, so often that there are so many rows.
+
+        In whole passes and a last one in part, which is drawn by lot. With as many rows as a mix,
+        its adapter takes as many steps: what the mix gains over it is not theirs.
+        """
+        own, seed = self._own(), self.config.seed
+        if rows == len(own):
+            return self._real()
+        passes, rest = divmod(rows, len(own))
+        drawn = random.Random(f"repeated {seed}").sample(range(len(own)), rest)
+        repeated = own * passes + [own[index] for index in sorted(drawn)]
+        parents = {"profile": self.profile.id}
+        return self._written("real-repeated", parents, repeated, {}, to=rows, seed=seed)
+
+    def _own(self) -> Rows:
+        return [real_row(self._user.task, item) for item in self._train]
 
     def _augmented(self, per_real: float) -> Artifact:
         share = min(self.config.real_share, 1 / (1 + per_real))
@@ -124,10 +143,10 @@ class Datasets:
         return scrubber_for(self._user.task, self._train, config, self.teacher, self.judge)
 
     def _written(
-        self, name: str, parents: dict[str, str], rows: Rows, spent: dict[str, Any]
+        self, name: str, parents: dict[str, str], rows: Rows, spent: dict[str, Any], **how: int
     ) -> Artifact:
         """A Dataset with these rows to train on, and the newest real items to validate on."""
-        out, config = self.folder / name, {"arm": name}
+        out, config = self.folder / name, {"arm": name, **how}
         if current := finished(out, "Dataset", parents, config):
             return current
         with create(out, "Dataset", parents, config) as draft:
@@ -136,6 +155,14 @@ class Datasets:
             write_rows(draft.path / VALID_FILE, valid)
             draft.measured.update(rows=len(rows), spent=spent)
         return open_artifact(out, "Dataset")
+
+
+def counts(dataset: Artifact | None) -> tuple[int, int]:
+    """Rows to train on, and how many of them are synthetic; none without a Dataset."""
+    if dataset is None:
+        return 0, 0
+    real, synthetic = by_origin(dataset)
+    return len(real) + len(synthetic), len(synthetic)
 
 
 def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:

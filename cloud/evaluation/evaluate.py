@@ -16,7 +16,7 @@ from typing import Any
 
 from cloud.evaluation.answering import Answered, answers_of
 from cloud.evaluation.arms import OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
-from cloud.evaluation.datasets import Datasets
+from cloud.evaluation.datasets import Datasets, counts
 from cloud.evaluation.inputs import (
     EvaluateConfig,
     Made,
@@ -28,7 +28,7 @@ from cloud.evaluation.inputs import (
     has,
     really_others,
 )
-from cloud.evaluation.results import GOLDS_FILE, RESULTS_FILE, results
+from cloud.evaluation.results import FORM, GOLDS_FILE, RESULTS_FILE, results
 from cloud.lamp import write_predictions
 from cloud.task_adapter import ADAPTER, task_dataset
 from cloud.teachers import Calls
@@ -74,7 +74,7 @@ def evaluate(
         arms, people, others, means, out, config, part(progress, 0, 0.4)
     )
     adapters = _adapters(datasets, people, means, out, part(progress, 0.4, 0.8))
-    partners = derangement([person.name for person in people], config.seed)
+    partners = derangement({each.name: len(each.user.items) for each in people}, config.seed)
     answered = answers_of(
         arms, people, adapters, partners, means, out, config, part(progress, 0.8, 1)
     )
@@ -87,6 +87,7 @@ def evaluate(
         for row in found["users"]:
             row["other"] = partners[row["user"]] if has(arms, OTHER) else None
             row["fell_back"] = sorted(fallen_back[row["user"]])
+            row |= _learned(arms, row["user"], partners, datasets)
         write_json(draft.path / RESULTS_FILE, {
             **found, "left_out": missing, "base": means.base.name, "teacher": means.teacher.name,
             "digests": parents, "config": resolved,
@@ -122,7 +123,7 @@ def _identity(
         parents["judge"] = means.judge.digest
     calls = means.calls or Calls()
     return parents, {
-        "task": people[0].user.task.to_config(), **asdict(config),
+        "form": FORM, "task": people[0].user.task.to_config(), **asdict(config),
         "device": means.device is not None, "prices": [calls.price_in, calls.price_out],
         "augment": asdict(means.augmenting), "train": asdict(means.training),
     }  # fmt: skip
@@ -181,11 +182,23 @@ def _adapters(
     return {key: made[place] if place else None for key, place in places.items()}
 
 
+def _learned(
+    arms: Sequence[Arm], user: str, partners: Mapping[str, str], datasets: Made
+) -> dict[str, dict[str, int]]:
+    """What a user's adapter of each arm learned from: rows, and how many of them are synthetic."""
+    owners = {arm: partners[user] if arm.name == OTHER else user for arm in arms if arm.data}
+    each = {arm.name: counts(datasets[arm.data, owner]) for arm, owner in owners.items()}
+    return {
+        "rows": {name: rows for name, (rows, _) in each.items()},
+        "synthetic": {name: synthetic for name, (_, synthetic) in each.items()},
+    }
+
+
 def _costs(
     arms: Sequence[Arm], people: Sequence[Person], datasets: Made, adapters: Made,
     answered: Answered, means: Means,
 ) -> dict[str, dict[str, float | None]]:  # fmt: skip
-    """Means over users: the adapter's bytes, the seconds to train it, what teachers read and wrote.
+    """Means over users: the adapter's bytes, its seconds and steps, what teachers read and wrote.
 
     teacher_cost: at the prices of `means.calls`, of remote teachers; None where none are given.
     """
@@ -194,6 +207,7 @@ def _costs(
         trained = [adapters.get((arm.data, person.name)) for person in people]
         sizes = [a.manifest.files["adapter_model.safetensors"].size_bytes for a in trained if a]
         seconds = [a.manifest.measured["seconds"] / _together(a) for a in trained if a]
+        steps = [a.manifest.measured["steps"] for a in trained if a]
         made = [datasets.get((arm.data, person.name)) for person in people]
         spent: list[Mapping[str, Any]] = [
             dataset.manifest.measured["spent"]
@@ -204,6 +218,7 @@ def _costs(
             spent = [{means.teacher.name: each} for each in answered.spent.values()]
         costs[arm.name] = {
             "adapter_bytes": _mean(sizes), "train_seconds": _mean(seconds),
+            "train_steps": _mean(steps),
             "teacher_prompt_tokens": _mean([_tokens(each, "prompt_tokens") for each in spent]),
             "teacher_tokens": _mean([_tokens(each, "completion_tokens") for each in spent]),
             "teacher_cost": _mean([_money(each, means) for each in spent]) or None,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from cloud.augment import AugmentConfig, check_consent
@@ -170,10 +171,35 @@ def has(arms: Sequence[Arm], name: str) -> bool:
     return any(arm.name == name for arm in arms)
 
 
-def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
-    """For each user another one, nobody twice: one cycle through a seeded order."""
-    order = random.Random(f"others {seed}").sample(list(names), len(names))
-    return {name: order[(place + 1) % len(order)] for place, name in enumerate(order)}
+def derangement(items: Mapping[str, int], seed: int) -> dict[str, str]:
+    """For each user another one with as many items, or nearly; nobody twice.
+
+    In seeded order, one cycle through each group of `_alike`. items: how many, by user.
+    """
+    lot = random.Random(f"others {seed}").sample(list(items), len(items))
+    return {
+        name: group[(place + 1) % len(group)]
+        for group in _alike(lot, items)
+        for place, name in enumerate(group)
+    }
+
+
+def _alike(names: Sequence[str], items: Mapping[str, int]) -> list[list[str]]:
+    """Users with equally many items together; who is alone joins the group of the nearest.
+
+    That is the one above or below of which the farthest is nearest, the smaller one of two such.
+    """
+    ranked = sorted(names, key=items.__getitem__)
+    groups = [list(each) for _, each in groupby(ranked, items.__getitem__)]
+    for single in [group for group in groups if len(group) == 1]:
+        if len(single) > 1 or len(groups) == 1:
+            continue  # another one has joined meanwhile, or there is nobody else
+        place = groups.index(single)
+        groups.remove(single)
+        beside = groups[max(place - 1, 0) : place + 1]
+        count = items[single[0]]
+        min(beside, key=lambda g: (max(abs(items[n] - count) for n in g), len(g))).extend(single)
+    return groups
 
 
 def user_folder(out: Path, user: str) -> Path:

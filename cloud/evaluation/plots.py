@@ -137,17 +137,27 @@ def _by_items(found: dict[str, Any], overs: Sequence[str]) -> Figure:
     return figure
 
 
+def made_ratio(found: dict[str, Any], ratio: float) -> float:
+    """Synthetic items for each real one in this ratio's arm, mean over users.
+
+    Fewer than were asked for where fewer passed.
+    """
+    name = ratio_arm(ratio).name
+    return statistics.fmean(user["synthetic"][name] / user["trained_on"] for user in found["users"])
+
+
 def _by_ratio(found: dict[str, Any], ratios: Sequence[float]) -> Figure:
-    """The mean gain over `real` for each ratio, with its interval."""
+    """The mean gain over `real` for each ratio, as it came out, with its interval."""
     figure, (axis,) = _figure(1)
+    places = [made_ratio(found, ratio) for ratio in ratios]
     gains = [found["gains"][found["main"]][ratio_arm(ratio).name]["real"] for ratio in ratios]
     axis.axhline(0, color="black", linewidth=0.8)
     if gains[0]["low"] is not None:
         low, high = [each["low"] for each in gains], [each["high"] for each in gains]
-        axis.fill_between(ratios, low, high, color=_MEAN, alpha=0.15, linewidth=0)
-    axis.plot(ratios, [each["mean"] for each in gains], "o-", color=_MEAN)
-    axis.set_xticks(list(ratios), [f"{ratio:g}" for ratio in ratios])
-    axis.set_xlabel("synthetic items for each real one")
+        axis.fill_between(places, low, high, color=_MEAN, alpha=0.15, linewidth=0)
+    axis.plot(places, [each["mean"] for each in gains], "o-", color=_MEAN)
+    asked = ", ".join(f"{ratio:g}" for ratio in ratios)
+    axis.set_xlabel(f"synthetic items for each real one (asked for: {asked})")
     axis.set_ylabel(f"{_name(found)} over real")
     axis.set_title(f"{found['task']}, {len(found['users'])} users (band: 95% interval)")
     return figure

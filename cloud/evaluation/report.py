@@ -6,6 +6,7 @@ In: an Evaluation. Out: Markdown. All of it is in `evaluation.json`, and the cos
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from cloud.evaluation.arms import OTHER, TEACHER
@@ -15,7 +16,7 @@ from protos.artifacts import Artifact
 
 OURS = "mixed"
 """The arm that the product stands for."""
-_HELD_AGAINST = ("base", "real", OTHER)
+_HELD_AGAINST = ("base", "real", "real-repeated", OTHER)
 METRICS = {
     "accuracy": "accuracy", "f1": "macro F1", "mae": "MAE", "rmse": "RMSE", "rouge-1": "ROUGE-1",
     "rouge-L": "ROUGE-L",
@@ -76,16 +77,31 @@ def summary(evaluations: Sequence[Artifact]) -> str:
         "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
         "real and the teacher in context. Each task has a page of its own in its folder.\n"
     )
-    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}"
+    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}{_gaps(all_found)}"
+
+
+def _gaps(all_found: Sequence[dict[str, Any]]) -> str:
+    """The mean share of the gap, over the tasks where there is one, and which these are."""
+    if any(not {OURS, "real", TEACHER} <= found["arms"].keys() for found in all_found):
+        return ""
+    shares = {found["task"]: gap_closed(found) for found in all_found}
+    told = {task: share for task, share in shares.items() if share is not None}
+    if not told:
+        return "\nNo task's interval of teacher over real lies above zero: of no gap can be told.\n"
+    each = ", ".join(f"{task} {share:.0%}" for task, share in told.items())
+    return (
+        f"\n{OURS} closes {fmean(told.values()):.0%} of the gap, the mean over the {len(told)} of "
+        f"{len(shares)} tasks whose interval of teacher over real lies above zero: {each}.\n"
+    )
 
 
 def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
     metrics = list(next(iter(found["arms"].values()))["pooled"])
-    overs = [name for name in ("base", "real") if name in found["arms"]]
+    overs = [name for name in ("base", "real", "real-repeated") if name in found["arms"]]
     head = ["arm", "what answers", *(METRICS[name] for name in metrics)]
     for over in overs:
         head += [f"gain over {over}", "won : lost"]
-    head += ["adapter", "training", "teacher read", "teacher wrote"]
+    head += ["rows", "synthetic", "steps", "adapter", "training", "teacher read", "teacher wrote"]
     priced = any(cost["teacher_cost"] is not None for cost in costs.values())
     head += ["teacher's price"] * priced
     timed = any(cost["device_ms"] is not None for cost in costs.values())
@@ -98,6 +114,8 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
             row += [_interval(each), f"{each['won']} : {each['lost']}"] if each else ["", ""]
         cost = costs[name]
         row += [
+            *(_learned(found, name, what) for what in ("rows", "synthetic")),
+            "" if cost["train_steps"] is None else f"{cost['train_steps']:.1f}",
             _shown(cost["adapter_bytes"], 1e-3, " kB"),
             _shown(cost["train_seconds"], 1, " s"),
             _shown(cost["teacher_prompt_tokens"], 1, " tokens"),
@@ -108,9 +126,17 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         rows.append(row)
     note = (
         f"Scores are over all questions; gains are in {METRICS[found['main']]}, each user counted "
-        "once, positive is better, with 95% intervals. Costs are means over users.\n"
+        "once, positive is better, with 95% intervals. Rows to train on, how many of them are "
+        "synthetic, and costs are means over users.\n"
     )
     return f"{_table(rows)}\n{note}"
+
+
+def _learned(found: dict[str, Any], arm: str, what: str) -> str:
+    """The mean over users of what an arm's adapters learned from; nothing without one."""
+    if arm not in found["users"][0][what]:
+        return ""
+    return f"{fmean(user[what][arm] for user in found['users']):.1f}"
 
 
 def _conclusions(found: dict[str, Any]) -> str:
@@ -127,16 +153,17 @@ def _conclusions(found: dict[str, Any]) -> str:
 def gap_closed(found: dict[str, Any]) -> float | None:
     """How much of what the teacher is better than `real` the product's arm makes up for.
 
-    None where one of them is missing, or the teacher is no better.
+    None where one of them is missing, or the teacher is not surely better: its interval over `real`
+    is not above zero, or it has none. By a gap that may be none nothing can be divided.
     """
-    means = {
-        name: gains["real"]["mean"]
+    over_real = {
+        name: gains["real"]
         for name, gains in found["gains"][found["main"]].items()
         if "real" in gains
     }
-    if not {OURS, TEACHER} <= means.keys() or means[TEACHER] <= 0:
+    if not {OURS, TEACHER} <= over_real.keys() or (over_real[TEACHER]["low"] or 0) <= 0:
         return None
-    return means[OURS] / means[TEACHER]
+    return over_real[OURS]["mean"] / over_real[TEACHER]["mean"]
 
 
 def _sentence(each: dict[str, Any]) -> str:

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from cloud.evaluation.inputs import Person
 
 RESULTS_FILE = "evaluation.json"
+FORM = 2
+"""Of what is in it, and by what rules: an Evaluation of another form is made anew."""
 GOLDS_FILE = "golds.json"
 """The users' own answers to exactly the questions that were asked, in LaMP's format."""
 MAIN = {"classification": "accuracy", "rating": "mae", "generation": "rouge-L"}
 """The measure that tables and plots go by, for each kind of answer."""
 LOWER_IS_BETTER = ("mae", "rmse")
-COMPARED_WITH = ("base", "real", OTHER)
+COMPARED_WITH = ("base", "real", "real-repeated", OTHER)
 Said = Mapping[tuple[str, str], Sequence[str]]
 
 

@@ -78,6 +78,34 @@ def test_what_augmentations_of_several_sizes_ask_in_common_is_asked_once(
     assert len(sent) == len(set(sent)) > 1
 
 
+def test_real_items_are_repeated_to_the_rows_of_a_mix_in_whole_passes_and_a_part(
+    tmp_path: Path, chat
+) -> None:
+    items = [Item(str(n), f"{n} is a number", f"number {n}") for n in range(10)]
+    profile = profile_of(tmp_path / "p", items, TASKS["LaMP_4"])
+    teacher = open_teacher(chat.spec, 1)
+
+    def repeated(rows: int, seed: int = 0) -> Artifact:
+        config = AugmentConfig(scrub="off", seed=seed)
+        return Datasets(profile, teacher, tmp_path / "u", config)._repeated(rows)
+
+    def outputs(dataset: Artifact, name: str = "train.jsonl") -> list[str]:
+        return [row["output"] for row in read_rows(dataset.file(name))]
+
+    once = repeated(8)
+    assert outputs(once) == [f"number {n}" for n in range(8)]
+    assert (once.manifest.parents, once.path.name) == ({"profile": profile.id}, "real")
+    many = repeated(21)
+    assert outputs(many)[:16] == outputs(once) * 2
+    assert len(set(outputs(many)[16:])) == 5
+    assert outputs(many, "valid.jsonl") == outputs(once, "valid.jsonl") == ["number 8", "number 9"]
+    assert {row["origin"] for row in read_rows(many.file("train.jsonl"))} == {"real"}
+    assert repeated(21).id == many.id
+    lots = {tuple(outputs(repeated(21, seed))[16:]) for seed in range(5)}
+    assert len(lots) > 1
+    assert len(outputs(repeated(16))) == 16
+
+
 @pytest.mark.parametrize("labels", [False, True])
 def test_ratios_are_nested_draws_by_lot_with_labels_in_their_shares(
     tmp_path: Path, chat, labels: bool

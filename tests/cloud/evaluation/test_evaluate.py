@@ -17,8 +17,8 @@ from cloud.augment import AugmentConfig
 from cloud.evaluation.arms import ARMS
 from cloud.evaluation.evaluate import evaluate
 from cloud.evaluation.inputs import derangement
-from cloud.evaluation.plots import draw
-from cloud.evaluation.report import markdown
+from cloud.evaluation.plots import draw, made_ratio
+from cloud.evaluation.report import markdown, summary
 from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_profile
 from cloud.tasks import custom_task
 from cloud.teachers import Calls
@@ -114,6 +114,7 @@ def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
     real = [("real", f"{place} opens for bob") for place in ("zoo", "mill", "castle")]
     sound = [("synthetic", output) for _, output in SOUND]
     assert learned("real") == real
+    assert learned("real-repeated") == real + real
     assert learned("augmented-1") == real + sound
     assert learned("synthetic") == sound
     assert learned("mixed-unfiltered") == [*real, ("synthetic", "s"), *sound[:2]]
@@ -163,11 +164,31 @@ def test_all_arms_answer_the_same_questions_and_no_answer_is_learned_from(
 def test_nobody_is_their_own_other(count: int) -> None:
     names = [str(number) for number in range(count)]
     for seed in range(20):
-        partners = derangement(names, seed)
+        partners = derangement(dict.fromkeys(names, 4), seed)
         assert all(name != other for name, other in partners.items())
         assert sorted(partners.values()) == sorted(names)
-        assert derangement(names, seed) == partners
-    assert len({tuple(derangement(names, seed).items()) for seed in range(20)}) > 1 or count == 2
+        assert derangement(dict.fromkeys(names, 4), seed) == partners
+    every = {tuple(derangement(dict.fromkeys(names, 4), seed).items()) for seed in range(20)}
+    assert len(every) > 1 or count == 2
+
+
+@pytest.mark.parametrize(
+    ("items", "apart"),
+    [
+        ([4, 4, 4, 29, 29, 64, 64, 64], 0),
+        ([29, 4, 30, 4, 64, 4, 60], 4),  # 29 and 30, 60 and 64
+        ([16, 11, 7, 4, 2, 1], 5),  # in pairs, though 4 is nearer to 2 than to 7
+        ([5, 4, 4, 64], 60),  # nobody is like 64
+        ([10, 11, 12, 13, 14], 2),
+    ],
+)
+def test_the_other_has_as_many_items_or_nearly(items: list[int], apart: int) -> None:
+    counts = {f"{place}": count for place, count in enumerate(items)}
+    for seed in range(20):
+        partners = derangement(counts, seed)
+        assert all(name != other for name, other in partners.items())
+        assert sorted(partners.values()) == sorted(counts)
+        assert max(abs(counts[a] - counts[b]) for a, b in partners.items()) == apart
 
 
 KILLED = """
@@ -243,6 +264,57 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
     assert "Nothing that the teacher wrote passed for 1 of them (ann)" in markdown(made)
 
 
+def test_what_was_made_is_told_and_not_what_was_asked_for(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    """ann has 3 items to train on and 3 that pass, bob 4 and the same 3; eve has none that pass."""
+    chat.say = lambda message, number: (
+        line("x", "y") if "of eve" in message else teach(message, number)
+    )
+    users = {"ann": headlines("ann"), "bob": headlines("bob", 5), "eve": headlines("eve")}
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", users))
+    every = arms("base,real,real-repeated,mixed,synthetic,other", ratios="0,0.34,2")
+    given = means(chat.spec)
+    made = evaluate(people, given, tmp_path / "out", every)
+    found = results(made)
+    told = {user["user"]: (user["rows"], user["synthetic"]) for user in found["users"]}
+    names = ("real", "mixed", "synthetic", "ratio-0", "ratio-0.34", "ratio-2")
+    assert {user: tuple(rows[name] for name in names) for user, (rows, _) in told.items()} == {
+        "ann": (3, 6, 3, 3, 4, 6), "bob": (4, 7, 3, 4, 5, 7), "eve": (3, 3, 0, 3, 3, 3),
+    }  # fmt: skip
+    assert {user: tuple(part[name] for name in names) for user, (_, part) in told.items()} == {
+        "ann": (0, 3, 3, 0, 1, 3), "bob": (0, 3, 3, 0, 1, 3), "eve": (0, 0, 0, 0, 0, 0),
+    }  # fmt: skip
+    for user in found["users"]:
+        assert user["rows"]["real-repeated"] == user["rows"]["mixed"]
+        assert user["synthetic"]["real-repeated"] == 0
+        rows, part = told[user["other"]]
+        assert (user["rows"]["other"], user["synthetic"]["other"]) == (rows["mixed"], part["mixed"])
+        assert "base" not in user["rows"]
+    made_ratios = [made_ratio(found, ratio) for ratio in (0, 0.34, 2)]
+    assert made_ratios == pytest.approx([0, (1 / 3 + 1 / 4) / 3, (1 + 3 / 4) / 3])
+    page = [row.split(" | ") for row in markdown(made).splitlines() if row.startswith("| ")]
+    where = page[0].index("rows")
+    shown = {row[0].strip("| "): tuple(row[where : where + 2]) for row in page}
+    assert shown["arm"] == ("rows", "synthetic")
+    assert (shown["base"], shown["mixed"]) == (("", ""), ("5.3", "2.0"))
+    assert (shown["real"], shown["ratio-2"]) == (("3.3", "0.0"), ("5.3", "2.0"))
+    assert shown["real-repeated"] == ("5.3", "0.0")
+    assert found["users"][2]["fell_back"] == ["mixed", "ratio-0.34", "ratio-2", "synthetic"]
+
+    # the epoch of 6 and of 7 rows is 2 batches of 4, that of 3 and of 4 rows is 1
+    steps = {arm: cost["train_steps"] for arm, cost in made.manifest.measured["costs"].items()}
+    assert steps["mixed"] == steps["real-repeated"] == pytest.approx(5 / 3)
+    assert (steps["real"], steps["base"]) == (1, None)
+    gain = found["gains"]["rouge-L"]["mixed"]["real-repeated"]
+    scores = [[user["values"][arm]["rouge-L"] for user in found["users"]]
+              for arm in ("mixed", "real-repeated")]  # fmt: skip
+    assert gain["mean"] == pytest.approx((sum(scores[0]) - sum(scores[1])) / 3)
+    assert "- mixed over real: " in markdown(made)
+    assert "- mixed over real-repeated: " in markdown(made)
+    assert "| mixed over real | mixed over real-repeated | " in summary([made])
+
+
 def test_costs_hold_what_teachers_read_and_wrote_and_their_price(
     tmp_path: Path, chat, means, imported
 ) -> None:
@@ -302,6 +374,20 @@ def test_one_user_whose_labels_are_all_equal_has_scores_and_no_interval(
     assert (gain["low"], gain["detectable"]) == (None, None)
     assert "MAE" in markdown(made)
     assert draw(made, tmp_path / "plots") == [], "nothing that is drawn was compared"
+
+
+def test_an_evaluation_by_earlier_rules_is_made_anew_of_the_same_answers(
+    tmp_path: Path, means, imported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    people, out = imported(lamp_files(tmp_path / "lamp", "LaMP_4", many("ann"))), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("cloud.evaluation.evaluate.FORM", 1)
+        earlier = evaluate(people, means(), out, arms("base"))
+    answers = {path: path.stat().st_mtime_ns for path in (out / "answers").iterdir()}
+    made = evaluate(people, means(), out, arms("base"))
+    assert made.id != earlier.id
+    assert {path: path.stat().st_mtime_ns for path in (out / "answers").iterdir()} == answers
+    assert evaluate(people, means(), out, arms("base")).id == made.id
 
 
 CHINESE = [("我今天去了博物馆看新的展览。", "博物馆的新展览"),
