@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cloud.trainer import attention
-from cloud.trainer.learner import Learner, state_bytes
+from cloud.trainer.learner import CANCELLED, Learner, state_bytes
 from cloud.trainer.lora import Routing, hooked
 from cloud.trainer.loss import losses
 from cloud.trainer.memory import Budget, saved_bytes
@@ -66,7 +66,7 @@ def fit(
             learner.began(loss)
         going = list(learners)
         while going:
-            for learner in [learner for learner in going if not _goes_on(learner)]:
+            for learner in [each for each in going if not (_is_wanted(each) and each.active)]:
                 going.remove(learner)
                 ended(learner)
             if not going:
@@ -75,16 +75,18 @@ def fit(
             through = [learner for learner in going if learner.epoch_ended]
             checked = passes.evaluate(through, lambda learner: learner.valid)
             for learner, loss in zip(through, checked, strict=True):
-                learner.end_epoch(loss)
+                if _is_wanted(learner):  # else its folder may be gone
+                    learner.end_epoch(loss)
             for learner in going:
                 learner.progress(_message([learner], learner.loss), _fraction([learner]))
             progress(_message(going, mean), _fraction(learners))
 
 
-def _goes_on(learner: Learner) -> bool:
-    if learner.active and not learner.wanted():
-        learner.error = InputError("cancelled; run it again to go on from the last epoch")
-    return learner.active
+def _is_wanted(learner: Learner) -> bool:
+    """Ask for this one; no is its error, and nothing is written for it any more."""
+    if not learner.error and not learner.wanted():
+        learner.error = InputError(CANCELLED)
+    return not learner.error
 
 
 def _message(going: Sequence[Learner], loss: float) -> str:
