@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protos.artifacts import sync
 from protos.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,7 +89,9 @@ def _replace(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, s
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), str(partial)) from None
+    sync(partial)  # else a power cut may leave the name and not the bytes
     partial.rename(path)
+    sync(path.parent)
 
 
 def resume(
@@ -97,13 +100,21 @@ def resume(
     best: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> State | None:
-    """Put a checkpoint's tensors in place and return where it stood; None if there is none."""
+    """Put a checkpoint's tensors in place and return where it stood; None if there is none.
+
+    One that is torn is removed, so that the run begins again.
+    """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as stored, torch.no_grad():
+    try:
+        stored = safe_open(path, "pt")
+    except SafetensorError:  # its lengths are checked here, before anything is read
+        path.unlink()
+        return None
+    with stored, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(f"now.{name}"))
             best[name] = stored.get_tensor(f"best.{name}").to(parameter.device)

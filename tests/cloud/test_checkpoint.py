@@ -1,6 +1,7 @@
-"""The checkpoint's file: what becomes of a place that cannot be written."""
+"""The checkpoint's file: torn ones, and places that cannot be written."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,40 @@ def test_a_run_goes_on_from_what_was_saved(tmp_path: Path) -> None:
     found, expected = (run.optimizer.state[run.parameters["w"]] for run in (other, saved))
     torch.testing.assert_close(dict(found), dict(expected), rtol=0, atol=0)
     assert [path.name for path in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.99])
+def test_a_torn_checkpoint_goes_and_the_run_begins_again(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "c.safetensors"
+    run, other = Run(1), Run(2)
+    run.save(path)
+    os.truncate(path, int(path.stat().st_size * share))
+    before = copies(other.parameters)
+    assert other.resume(path) is None
+    torch.testing.assert_close(copies(other.parameters), before, rtol=0, atol=0)
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_zeros_goes_too(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    path.write_bytes(bytes(4096))
+    assert Run(1).resume(path) is None
+    assert not path.exists()
+
+
+def test_the_disk_holds_the_bytes_before_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "c.safetensors", list[tuple[str, bool]]()
+    fsync = os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        synced.append((str(Path(f"/proc/self/fd/{handle}").readlink()), path.exists()))
+
+    monkeypatch.setattr("os.fsync", noted)
+    Run(1).save(path)
+    assert synced[-2:] == [(str(tmp_path / "c.partial"), False), (str(tmp_path), True)]
 
 
 def test_a_folder_that_is_gone_is_this_runs_error(tmp_path: Path) -> None:
