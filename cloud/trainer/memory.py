@@ -20,6 +20,12 @@ T = TypeVar("T")
 _SHARE = 0.8
 _ROOM_FOR_USERS = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+     "total_"),
+)  # fmt: skip
+"""Of cgroup v2, then v1: limit, usage, statistics, and how the names in these begin."""
 _LOGITS_BYTES = 3 * 4 * CHUNK_LOGITS
 
 
@@ -82,9 +88,23 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) 
 
 
 def _container_bytes() -> float:
+    """What the container's limit leaves; what only keeps files at hand makes room by itself."""
+    for limit, usage, statistics, prefix in _CGROUP_FILES:
+        try:
+            most = (_CGROUP / limit).read_text().strip()
+            used = int((_CGROUP / usage).read_text())
+        except (OSError, ValueError):
+            continue
+        cached = _cached_bytes(_CGROUP / statistics, prefix)
+        return float("inf") if most == "max" else max(0, int(most) - max(0, used - cached))
+    return float("inf")
+
+
+def _cached_bytes(statistics: Path, prefix: str) -> int:
+    """The file cache in a `memory.stat`; 0 if it cannot be read."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - used)
+        lines = [line.split() for line in statistics.read_text().splitlines()]
+    except OSError:
+        return 0
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(value) for name, value in lines if name in names)
