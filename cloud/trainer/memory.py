@@ -6,8 +6,10 @@ changes a result: a smaller budget means shorter rows and more rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +28,9 @@ _CGROUP_FILES = (
      "total_"),
 )  # fmt: skip
 """Of cgroup v2, then v1: limit, usage, statistics, and how the names in these begin."""
+_PROBES = (576, 640, 704)
+"""Lengths that stand for all longer ones: full rows without filler, beyond the sequences whose
+attention is computed otherwise, and between two powers of two, where sliding windows end."""
 _LOGITS_BYTES = 3 * 4 * CHUNK_LOGITS
 
 
@@ -85,6 +90,24 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         forward()
     return sum(kept.values())
+
+
+def scaled_bytes(measure: Callable[[int], int], length: int) -> int:
+    """What a sequence of `length` tokens keeps, without running one that might not fit.
+
+    What is kept is a constant, a share of each token and one of each pair of tokens: of longer
+    sequences than the probes, three of these tell all three.
+    """
+    if length <= _PROBES[-1]:
+        return measure(length)
+    total = Fraction(0)
+    for probe in _PROBES:
+        weight = Fraction(measure(probe))
+        for other in _PROBES:
+            if other != probe:
+                weight *= Fraction(length - other, probe - other)
+        total += weight
+    return math.ceil(total)
 
 
 def _container_bytes() -> float:

@@ -1,4 +1,4 @@
-"""How much memory a container leaves, from the files that the kernel writes."""
+"""How much memory there is, from the files that the kernel writes, and what a sequence takes."""
 
 from pathlib import Path
 
@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from cloud.trainer import memory
-from cloud.trainer.memory import free_bytes
+from cloud.trainer.alone import first_factors
+from cloud.trainer.fit import _packed
+from cloud.trainer.learner import Learner
+from cloud.trainer.memory import Budget, free_bytes, scaled_bytes
+from cloud.trainer.packing import Example
+from tests.cloud.trainer.conftest import make_model, make_user
 
 MIB = 1 << 20
 V2 = f"""\
@@ -93,3 +98,27 @@ def test_without_a_limit_it_is_the_hosts(
 
     monkeypatch.setattr(psutil, "virtual_memory", Host)
     assert free(files, tmp_path, monkeypatch) == 8 * MIB
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "phi3"])
+def test_a_long_sequence_is_planned_for_without_being_run(
+    tmp_path: Path, family: str, recompute: bool
+) -> None:
+    long = 1600
+    model = make_model(family, max_position_embeddings=2048)
+    user = make_user(1, 3, gradient_checkpointing=recompute)
+    user.rows.append(Example([5] * long, 3))
+    tensors, _ = first_factors(model, user.config)
+    learner = Learner(tensors, user.rows, user.valid, user.config, tmp_path / "none")
+    seen: list[int] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    with _packed(model, [learner]) as passes:
+        passes.plan(Budget(1 << 30, 1 << 30))
+        assert max(seen) <= 704
+        measured = passes._saved(long)
+        assert seen[-1] == long
+        assert scaled_bytes(passes._saved, long) == pytest.approx(measured, rel=0.01)
+        assert scaled_bytes(passes._saved, 300) == passes._saved(300)
