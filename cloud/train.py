@@ -25,6 +25,7 @@ from protos.artifacts import (
     finished,
     open_artifact,
     read_json,
+    refuse_to_replace,
     work_dir,
     write_json,
 )
@@ -296,7 +297,8 @@ class _Job:
         self._work.__exit__(type(error), error, error.__traceback__)
 
     def read(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """The rows as token ids."""
+        """The rows as token ids, if the adapter can be kept."""
+        refuse_to_replace(self.member.out, "Adapter")
         dataset = self.member.dataset
         longest = min(self.member.config.max_length, self._base.max_context)
         self.rows, self._truncated = _examples(dataset, TRAIN_FILE, tokenizer, longest)

@@ -114,6 +114,24 @@ def test_a_bad_user_ends_alone_and_the_others_are_kept(tmp_path: Path, base: Bas
     assert not (tmp_path / "wild").exists()
 
 
+@pytest.mark.parametrize("says", ["exists and is a file", "is not a Pocketune artifact"])
+def test_a_place_that_is_taken_is_found_before_anything_is_trained(
+    tmp_path: Path, base: BaseModel, says: str
+) -> None:
+    taken = tmp_path / "taken"
+    if "file" in says:
+        taken.write_text("a user's own")
+    else:
+        taken.mkdir()
+        (taken / "file").write_text("a user's own")
+    said: list[str] = []
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    with pytest.raises(InputError, match=says):
+        train(dataset, base, taken, FAST, 1, lambda message, _: said.append(message))
+    assert not said
+    assert not list(tmp_path.glob(".taken.*"))
+
+
 class Going:
     """A member's `wanted`, as the service asks, whose folder goes after so many questions."""
 
