@@ -6,14 +6,22 @@ a kill. Data order and learning rate depend on seed and step only, so nothing el
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protos.artifacts import sync
+from protos.errors import InputError
+
 if TYPE_CHECKING:
     import torch
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -47,19 +55,43 @@ def save(
     best: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Write everything the run needs to go on, as one file that is replaced at once."""
-    from safetensors.torch import save_file
+    """Write everything the run needs to go on, as one file that is replaced at once.
 
+    Raises:
+        InputError: this very place cannot be written, for its folder is gone, for example.
+        OSError: the disk is full, which is no matter of this run alone.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in parameters.items():
         tensors[f"now.{name}"] = parameter.detach()
         tensors[f"best.{name}"] = best[name]
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}.{name}"] = value
-    partial = path.with_suffix(".partial")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata={"state": json.dumps(asdict(state))})
+    try:
+        _replace(path, contiguous, {"state": json.dumps(asdict(state))})
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise InputError(f"{path}: the checkpoint cannot be written ({error.strerror})") from None
+
+
+def _replace(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+    except SafetensorError as error:  # it wraps the errors of the operating system
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(partial)) from None
+    sync(partial)  # else a power cut may leave the name and not the bytes
     partial.rename(path)
+    sync(path.parent)
 
 
 def resume(
@@ -68,13 +100,21 @@ def resume(
     best: dict[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> State | None:
-    """Put a checkpoint's tensors in place and return where it stood; None if there is none."""
+    """Put a checkpoint's tensors in place and return where it stood; None if there is none.
+
+    One that is torn is removed, so that the run begins again.
+    """
     import torch
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         return None
-    with safe_open(path, "pt") as stored, torch.no_grad():
+    try:
+        stored = safe_open(path, "pt")
+    except SafetensorError:  # its lengths are checked here, before anything is read
+        path.unlink()
+        return None
+    with stored, torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(stored.get_tensor(f"now.{name}"))
             best[name] = stored.get_tensor(f"best.{name}").to(parameter.device)

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from safetensors import SafetensorError
+
 from cloud.augment import TRAIN_FILE, VALID_FILE
 from cloud.profiles import read_rows
 from protos.artifacts import (
@@ -23,6 +25,7 @@ from protos.artifacts import (
     finished,
     open_artifact,
     read_json,
+    refuse_to_replace,
     work_dir,
     write_json,
 )
@@ -99,8 +102,8 @@ class TrainConfig:
 class Member:
     """One user of a common training: the dataset, where the adapter goes, and how.
 
-    wanted: asked before each step; once it says no, this user ends with an error, the others go on.
-    progress: told how far this user is.
+    wanted: asked before each step and each write; once it says no, this user ends with an error and
+    its folder may go, the others go on. progress: told how far this user is.
     """
 
     dataset: Artifact
@@ -230,10 +233,11 @@ def _train_together(
 def _train_alone(job: _Job, model: PreTrainedModel, progress: Progress) -> None:
     """One user in PEFT's own way, for what cannot be packed; progress and manifest say why."""
     from cloud.trainer.alone import adapted, factors, fit_alone
+    from cloud.trainer.learner import CANCELLED
 
     def saying(message: str, fraction: float) -> None:
         if not job.member.wanted():
-            raise InputError("cancelled; run it again to go on from the last epoch")
+            raise InputError(CANCELLED)
         said = f"{message} (alone with PEFT: {job.alone_because})"
         progress(said, fraction)
         job.member.progress(said, fraction)
@@ -273,15 +277,28 @@ class _Job:
 
     @contextlib.contextmanager
     def answering(self) -> Generator[None]:
-        """An error of Pocketune's is this member's answer; its checkpoint stays."""
+        """An error of Pocketune's is this member's answer; its checkpoint stays.
+
+        So is one of the disk where this member is not wanted any more: its folder may be gone.
+        """
+        from cloud.trainer.learner import CANCELLED
+
         try:
             yield
         except PocketuneError as error:
-            self.result = error
-            self._work.__exit__(type(error), error, error.__traceback__)
+            self._end(error)
+        except (OSError, SafetensorError):
+            if self.member.wanted():
+                raise
+            self._end(InputError(CANCELLED))
+
+    def _end(self, error: PocketuneError) -> None:
+        self.result = error
+        self._work.__exit__(type(error), error, error.__traceback__)
 
     def read(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """The rows as token ids."""
+        """The rows as token ids, if the adapter can be kept."""
+        refuse_to_replace(self.member.out, "Adapter")
         dataset = self.member.dataset
         longest = min(self.member.config.max_length, self._base.max_context)
         self.rows, self._truncated = _examples(dataset, TRAIN_FILE, tokenizer, longest)

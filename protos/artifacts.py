@@ -236,7 +236,7 @@ def create(
         raise ValueError(f"unknown artifact kind {kind!r}")
     path = path.absolute()
     _recover(path)
-    _refuse_to_replace(path, kind)
+    refuse_to_replace(path, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     staging, lock = _locked_staging(path)
@@ -397,7 +397,7 @@ def _seal(
     for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
         name = path.relative_to(draft.path).as_posix()
         files[name] = FileEntry(digest_file(path), path.stat().st_size)
-        _sync(path)
+        sync(path)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,
@@ -410,9 +410,9 @@ def _seal(
         "measured": draft.measured,
     }
     write_json(draft.path / MANIFEST, manifest)
-    _sync(draft.path / MANIFEST)
+    sync(draft.path / MANIFEST)
     for folder in [*(p for p in draft.path.rglob("*") if p.is_dir()), draft.path]:
-        _sync(folder)
+        sync(folder)
     return _parse_manifest(manifest)
 
 
@@ -430,7 +430,8 @@ def _locked_staging(path: Path) -> tuple[Path, int]:
     return staging, lock
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or a folder's names, before anything else is done."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -461,7 +462,7 @@ def _install(staging: Path, path: Path) -> None:
                 raise
             if attempt == _INSTALL_ATTEMPTS - 1:
                 raise InputError(f"{path}: another process keeps writing this artifact") from None
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -472,7 +473,12 @@ def _recover(path: Path) -> None:
             _old(path).rename(path)
 
 
-def _refuse_to_replace(path: Path, kind: str) -> None:
+def refuse_to_replace(path: Path, kind: str) -> None:
+    """Refuse a place that `create` would not write to; for asking before the work.
+
+    Raises:
+        InputError: `path` holds something that is not an artifact of this kind.
+    """
     if not path.exists():
         return
     if not path.is_dir():

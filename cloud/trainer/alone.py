@@ -85,7 +85,23 @@ def fit_alone(
     checkpoint: Path,
     progress: Progress,
 ) -> State:
-    """Train until `epochs` or until the validation loss stops falling; keep the best state."""
+    """Train until `epochs` or until the validation loss stops falling; keep the best state.
+
+    Raises:
+        UnsupportedError: the model cannot compute its activations again, as the config asks.
+    """
+    with _recomputing(model.get_base_model(), config.gradient_checkpointing):
+        return _fit(model, rows, valid, config, checkpoint, progress)
+
+
+def _fit(
+    model: PeftModel,
+    rows: Sequence[Example],
+    valid: Sequence[Example],
+    config: TrainConfig,
+    checkpoint: Path,
+    progress: Progress,
+) -> State:
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -120,6 +136,25 @@ def fit_alone(
     return state
 
 
+@contextmanager
+def _recomputing(model: Any, wanted: bool) -> Generator[None]:
+    """Within, training steps compute activations again; other users' may not want it."""
+    if not wanted:
+        yield
+        return
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        raise UnsupportedError(
+            f"{model.config.model_type} cannot compute activations again; leave "
+            "--gradient-checkpointing out"
+        ) from None
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+
+
 def _step(
     model: PeftModel,
     batch: list[Example],
@@ -136,14 +171,14 @@ def _step(
     return float(loss.detach())
 
 
-def _loss(model: PeftModel, rows: Sequence[Example], batch_size: int = 16) -> float:
-    """Mean cross-entropy of a completion token, in nats."""
+def _loss(model: PeftModel, rows: Sequence[Example]) -> float:
+    """Mean cross-entropy of a completion token, in nats; row by row, as logits are large."""
     model.eval()
     total, tokens = 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            batch_total, batch_tokens = _losses(model, rows[start : start + batch_size])
-            total, tokens = total + float(batch_total), tokens + batch_tokens
+        for row in rows:
+            row_total, row_tokens = _losses(model, [row])
+            total, tokens = total + float(row_total), tokens + row_tokens
     return total / tokens
 
 

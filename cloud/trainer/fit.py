@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from cloud.trainer import attention
-from cloud.trainer.learner import Learner, state_bytes
+from cloud.trainer.learner import CANCELLED, Learner, state_bytes
 from cloud.trainer.lora import Routing, hooked
 from cloud.trainer.loss import losses
-from cloud.trainer.memory import Budget, saved_bytes
+from cloud.trainer.memory import Budget, saved_bytes, scaled_bytes
 from cloud.trainer.norm import lean
 from cloud.trainer.packing import Example, Piece, Row, groups, pack
 from protos.errors import InputError
@@ -66,7 +66,7 @@ def fit(
             learner.began(loss)
         going = list(learners)
         while going:
-            for learner in [learner for learner in going if not _goes_on(learner)]:
+            for learner in [each for each in going if not (_is_wanted(each) and each.active)]:
                 going.remove(learner)
                 ended(learner)
             if not going:
@@ -75,16 +75,18 @@ def fit(
             through = [learner for learner in going if learner.epoch_ended]
             checked = passes.evaluate(through, lambda learner: learner.valid)
             for learner, loss in zip(through, checked, strict=True):
-                learner.end_epoch(loss)
+                if _is_wanted(learner):  # else its folder may be gone
+                    learner.end_epoch(loss)
             for learner in going:
                 learner.progress(_message([learner], learner.loss), _fraction([learner]))
             progress(_message(going, mean), _fraction(learners))
 
 
-def _goes_on(learner: Learner) -> bool:
-    if learner.active and not learner.wanted():
-        learner.error = InputError("cancelled; run it again to go on from the last epoch")
-    return learner.active
+def _is_wanted(learner: Learner) -> bool:
+    """Ask for this one; no is its error, and nothing is written for it any more."""
+    if not learner.error and not learner.wanted():
+        learner.error = InputError(CANCELLED)
+    return not learner.error
 
 
 def _message(going: Sequence[Learner], loss: float) -> str:
@@ -117,18 +119,22 @@ class _Passes:
         self._tokens = 0
 
     def plan(self, budget: Budget) -> None:
-        """How long rows may be, from what the longest sequence keeps for its backward pass."""
+        """How long rows may be, from what the longest sequence would keep."""
         rows = [row for learner in self._learners for row in learner.rows]
         longest = max(len(row.ids) for row in rows)
-        first = self._learners[0].routed(self._model.dtype, dropping=False)
-        self._routing.factors = [first]
         states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
-        probe = pack([Piece(0, 0, Example([0] * longest, longest))], self._model.device)
-        with self._recomputing(self._recompute):
-            saved = saved_bytes(lambda: self._states(probe), self._model.parameters())
+        saved = scaled_bytes(self._saved, longest)
         layer = saved / self._model.config.num_hidden_layers
         transient = saved if self._recompute else 2 * layer
         self._tokens = budget.tokens(states, int((saved + transient) / longest))
+
+    def _saved(self, length: int) -> int:
+        """What a sequence of this length keeps for its backward pass."""
+        first = self._learners[0].routed(self._model.dtype, dropping=False)
+        self._routing.factors = [first]
+        probe = pack([Piece(0, 0, Example([0] * length, length))], self._model.device)
+        with self._recomputing(self._recompute):
+            return saved_bytes(lambda: self._states(probe), self._model.parameters())
 
     def step(self, learners: Sequence[Learner]) -> float:
         """One step of each; the mean of their losses."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cloud.train import TrainConfig
 
 CLIP_NORM = 1.0
+CANCELLED = "cancelled; run it again to go on from the last epoch"
 _PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 
 
@@ -133,13 +134,15 @@ class Learner:
 
     def end_epoch(self, valid_loss: float) -> None:
         """Note the losses, keep the best state, write the checkpoint."""
-        assert self.state is not None
-        state = self.state
         try:
-            require_finite(valid_loss, state.step, self.config, "validation")
+            self._end_epoch(valid_loss)
         except InputError as error:
             self.error = error
-            return
+
+    def _end_epoch(self, valid_loss: float) -> None:
+        assert self.state is not None
+        state = self.state
+        require_finite(valid_loss, state.step, self.config, "validation")
         state.history.append({"train_loss": self.train_loss, "valid_loss": valid_loss})
         self.train_loss = 0.0
         if valid_loss < state.best_loss:

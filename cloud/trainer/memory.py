@@ -6,8 +6,10 @@ changes a result: a smaller budget means shorter rows and more rounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +22,15 @@ T = TypeVar("T")
 _SHARE = 0.8
 _ROOM_FOR_USERS = 0.5
 _CGROUP = Path("/sys/fs/cgroup")
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+     "total_"),
+)  # fmt: skip
+"""Of cgroup v2, then v1: limit, usage, statistics, and how the names in these begin."""
+_PROBES = (576, 640, 704)
+"""Lengths that stand for all longer ones: full rows without filler, beyond the sequences whose
+attention is computed otherwise, and between two powers of two, where sliding windows end."""
 _LOGITS_BYTES = 3 * 4 * CHUNK_LOGITS
 
 
@@ -81,10 +92,42 @@ def saved_bytes(forward: Callable[[], object], weights: Iterable[torch.Tensor]) 
     return sum(kept.values())
 
 
+def scaled_bytes(measure: Callable[[int], int], length: int) -> int:
+    """What a sequence of `length` tokens keeps, without running one that might not fit.
+
+    What is kept is a constant, a share of each token and one of each pair of tokens: of longer
+    sequences than the probes, three of these tell all three.
+    """
+    if length <= _PROBES[-1]:
+        return measure(length)
+    total = Fraction(0)
+    for probe in _PROBES:
+        weight = Fraction(measure(probe))
+        for other in _PROBES:
+            if other != probe:
+                weight *= Fraction(length - other, probe - other)
+        total += weight
+    return math.ceil(total)
+
+
 def _container_bytes() -> float:
+    """What the container's limit leaves; what only keeps files at hand makes room by itself."""
+    for limit, usage, statistics, prefix in _CGROUP_FILES:
+        try:
+            most = (_CGROUP / limit).read_text().strip()
+            used = int((_CGROUP / usage).read_text())
+        except (OSError, ValueError):
+            continue
+        cached = _cached_bytes(_CGROUP / statistics, prefix)
+        return float("inf") if most == "max" else max(0, int(most) - max(0, used - cached))
+    return float("inf")
+
+
+def _cached_bytes(statistics: Path, prefix: str) -> int:
+    """The file cache in a `memory.stat`; 0 if it cannot be read."""
     try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return float("inf")
-    return float("inf") if limit == "max" else max(0, int(limit) - used)
+        lines = [line.split() for line in statistics.read_text().splitlines()]
+    except OSError:
+        return 0
+    names = (f"{prefix}inactive_file", f"{prefix}active_file")
+    return sum(int(value) for name, value in lines if name in names)

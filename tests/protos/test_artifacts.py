@@ -163,7 +163,7 @@ WRITER = """
 """
 
 
-@pytest.mark.parametrize("function", ["_seal", "_install", "_sync", "tool_versions"])
+@pytest.mark.parametrize("function", ["_seal", "_install", "sync", "tool_versions"])
 def test_a_killed_writer_loses_nothing_and_the_next_one_cleans_up(
     tmp_path: Path, function: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from cloud import train as train_module
 from cloud.profiles import write_rows
+from cloud.service.stages.together import asked
 from cloud.train import Member, TrainConfig, train, train_many
 from cloud.trainer.memory import Budget, rounds, saved_bytes
 from pocketune import main
@@ -111,6 +114,84 @@ def test_a_bad_user_ends_alone_and_the_others_are_kept(tmp_path: Path, base: Bas
     assert not (tmp_path / "wild").exists()
 
 
+@pytest.mark.parametrize("says", ["exists and is a file", "is not a Pocketune artifact"])
+def test_a_place_that_is_taken_is_found_before_anything_is_trained(
+    tmp_path: Path, base: BaseModel, says: str
+) -> None:
+    taken = tmp_path / "taken"
+    if "file" in says:
+        taken.write_text("a user's own")
+    else:
+        taken.mkdir()
+        (taken / "file").write_text("a user's own")
+    said: list[str] = []
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    with pytest.raises(InputError, match=says):
+        train(dataset, base, taken, FAST, 1, lambda message, _: said.append(message))
+    assert not said
+    assert not list(tmp_path.glob(".taken.*"))
+
+
+class Going:
+    """A member's `wanted`, as the service asks, whose folder goes after so many questions."""
+
+    def __init__(self, folder: Path, after: int) -> None:
+        self.folder, self.left = folder, after
+        folder.mkdir()
+
+    def __call__(self) -> bool:
+        is_wanted = asked(self.folder)()
+        self.left -= 1
+        if self.left == 0:
+            shutil.rmtree(self.folder)
+        return is_wanted
+
+
+@pytest.mark.parametrize(
+    ("after", "says"),
+    [
+        pytest.param(1, "cancelled", id="in the step that ends an epoch"),
+        pytest.param(2, "cannot be written (No such file or directory)", id="before it is saved"),
+    ],
+)
+def test_one_whose_folder_goes_leaves_the_others_as_if_alone(
+    tmp_path: Path, base: BaseModel, after: int, says: str
+) -> None:
+    gone, kept = make_dataset(tmp_path / "d0", ROWS[:4]), make_dataset(tmp_path / "d1", ROWS[4:12])
+    going = Going(tmp_path / "job", after)
+    members = [
+        Member(gone, tmp_path / "job" / "adapter", FAST, going),
+        Member(kept, tmp_path / "kept", FAST),
+    ]
+    error, answer = train_many(members, base, 1)
+    assert isinstance(error, InputError)
+    assert says in str(error)
+    assert not (tmp_path / "job").exists()
+    assert_same(made([answer])[0], train(kept, base, tmp_path / "alone", FAST, 1))
+
+
+def test_one_whose_folder_goes_while_its_adapter_is_written_takes_nobody_along(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "job").mkdir()
+    write = train_module._save_peft
+
+    def removed(tensors, lora, own, directory: Path) -> None:
+        write(tensors, lora, own, directory)
+        if directory.parent.name == "job":
+            shutil.rmtree(directory.parent)
+
+    monkeypatch.setattr(train_module, "_save_peft", removed)
+    gone, kept = make_dataset(tmp_path / "d0", ROWS[:4]), make_dataset(tmp_path / "d1", ROWS[4:12])
+    members = [
+        Member(gone, tmp_path / "job" / "adapter", FAST, asked(tmp_path / "job")),
+        Member(kept, tmp_path / "kept", FAST),
+    ]
+    error, answer = train_many(members, base, 1)
+    assert "cancelled" in str(error)
+    assert isinstance(answer, Artifact)
+
+
 def test_finished_adapters_are_skipped_and_other_inputs_train_anew(
     tmp_path: Path, base: BaseModel
 ) -> None:
@@ -133,9 +214,9 @@ def test_the_same_place_twice_is_refused(tmp_path: Path, base: BaseModel) -> Non
         train_many([Member(dataset, tmp_path / "out", FAST)] * 2, base, 1)
 
 
-def test_what_cannot_be_packed_is_trained_with_peft_and_says_so(
-    tmp_path: Path, tiny_base: Path
-) -> None:
+@pytest.fixture
+def mistral(tmp_path: Path, tiny_base: Path) -> BaseModel:
+    """A base that cannot be packed."""
     from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
@@ -145,16 +226,35 @@ def test_what_cannot_be_packed_is_trained_with_peft_and_says_so(
     )  # fmt: skip
     MistralForCausalLM(config).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_base).save_pretrained(tmp_path / "base")
+    return open_base(str(tmp_path / "base"))
+
+
+def test_what_cannot_be_packed_is_trained_with_peft_and_says_so(
+    tmp_path: Path, mistral: BaseModel
+) -> None:
     said: list[str] = []
     datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 6]) for n in range(2)]
     members = [Member(d, tmp_path / f"a{n}", FAST) for n, d in enumerate(datasets)]
-    base = open_base(str(tmp_path / "base"))
-    answers = made(train_many(members, base, 1, progress=lambda m, _: said.append(m)))
+    answers = made(train_many(members, mistral, 1, progress=lambda m, _: said.append(m)))
     for answer in answers:
         measured = answer.manifest.measured
         assert "alone with PEFT: mistral is none of" in measured["trainer"]
         assert measured["valid_loss_after"] < measured["valid_loss_before"]
     assert "(alone with PEFT: mistral" in said[0]
+
+
+def test_with_peft_too_one_whose_folder_goes_takes_nobody_along(
+    tmp_path: Path, mistral: BaseModel
+) -> None:
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    members = [
+        Member(dataset, tmp_path / "job" / "adapter", FAST, Going(tmp_path / "job", 1)),
+        Member(dataset, tmp_path / "kept", FAST),
+    ]
+    error, answer = train_many(members, mistral, 1)
+    assert isinstance(error, InputError)
+    assert "cannot be written (No such file or directory)" in str(error)
+    assert isinstance(answer, Artifact)
 
 
 KILLED = """
