@@ -2,7 +2,8 @@
 
 Peaks are those of a process of its own, Python and its libraries included. Two users are two
 engines alive in one process, over one base or each with a merged model; what counts is the
-process's proportional share of memory (PSS) when both have answered. Linux only.
+process's proportional share of memory (PSS) when both have answered. Whatever answers has its
+logits held against PEFT with the same adapter in float32. Linux only.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import models
 from benchmarks.alone import alone
 from benchmarks.rows import Row
-from benchmarks.startup import answer, answer_hugging_face, some_ids
+from benchmarks.startup import answer, answer_hugging_face, hold, some_ids
 
 MB = 1e6
 _TOKENS = 16
@@ -31,55 +34,84 @@ def rows(quick: bool, work: Path) -> list[Row]:
     base = models.lowered("base", models.INT4, model)
     merged = models.lowered("merged", models.INT4, model)
     users = [models.exported(user, model, base.path, work / f"user{user}") for user in (0, 1)]
+    said = work / "said.npy"
+    wanted: list[np.ndarray] = []
+    for user in (0, 1):
+        _peft_peak(model, user, "float32", said)
+        wanted.append(np.load(said))
     return [
         *_export_rows(model, base, merged, work),
-        *_answer_rows(model, base.path, users[0], ("float32",) if quick else DTYPES),
-        *_two_user_rows(model, base.path, users, merged.path, work),
+        *_answer_rows(model, base.path, users[0], ("float32",) if quick else DTYPES, said, wanted),
+        *_two_user_rows(model, base.path, users, merged.path, work, wanted),
     ]
 
 
 def _export_rows(
     model: models.Model, base: models.Lowered, merged: models.Lowered, work: Path
 ) -> list[Row]:
-    peak = alone(
-        export_one, adapter=model.adapters[0], bundle=str(base.path), base=model.base,
-        out=str(work / "exported"),
-    ).peak_bytes  # fmt: skip
+    peaks = [
+        alone(
+            export_one, adapter=model.adapters[0], bundle=str(base.path), base=model.base,
+            out=str(work / f"exported{goldens}"), goldens=goldens,
+        ).peak_bytes
+        for goldens in (True, False)
+    ]  # fmt: skip
     size = _float32_bytes(model)
     note = f"the model in float32: {size / MB:,.0f} MB"
     return [
         _row(f"peak of export base, 8da4w, {model.name}", base.peak_bytes, note=note),
-        _row(f"peak of export adapter, without goldens, 8da4w, {model.name}", peak,
-             "export merged", merged.peak_bytes),
+        _row(f"peak of export adapter, with goldens, 8da4w, {model.name}", peaks[0],
+             "export merged, with goldens", merged.peak_bytes),
+        _row(f"peak of export adapter, without goldens, 8da4w, {model.name}", peaks[1]),
     ]  # fmt: skip
 
 
-def _answer_rows(model: models.Model, base: Path, user: Path, dtypes: tuple[str, ...]) -> list[Row]:
-    ids = some_ids(model, PROMPT)
-    ours = alone(answer, base=str(base), adapter=str(user), ids=ids, tokens=_TOKENS).peak_bytes
+def _answer_rows(
+    model: models.Model, base: Path, user: Path, dtypes: tuple[str, ...], said: Path,
+    wanted: list[np.ndarray],
+) -> list[Row]:  # fmt: skip
+    ours = alone(
+        answer, base=str(base), adapter=str(user), ids=some_ids(model, PROMPT), tokens=_TOKENS,
+        save=str(said),
+    ).peak_bytes  # fmt: skip
     figure = f"peak of answering, 8da4w base + adapter, {model.name}"
+    hold(figure, said, wanted[0])
     found: list[Row] = []
     for dtype in dtypes:
-        theirs = alone(
-            answer_hugging_face, base=model.base, adapter=model.adapters[0], dtype=dtype, ids=ids,
-            tokens=_TOKENS,
-        ).peak_bytes  # fmt: skip
+        theirs = _peft_peak(model, 0, dtype, said)
+        hold(f"PEFT eager {dtype}", said, wanted[0])
         found.append(_row(figure, ours, f"PEFT eager {dtype}", theirs))
     return found
 
 
+def _peft_peak(model: models.Model, user: int, dtype: str, said: Path) -> int:
+    """What answering takes with PEFT, in bytes; `said` has the logits afterwards."""
+    return alone(
+        answer_hugging_face, base=model.base, adapter=model.adapters[user], dtype=dtype,
+        ids=some_ids(model, PROMPT), tokens=_TOKENS, save=str(said),
+    ).peak_bytes  # fmt: skip
+
+
 def _two_user_rows(
-    model: models.Model, base: Path, users: list[Path], merged: Path, work: Path
-) -> list[Row]:
+    model: models.Model, base: Path, users: list[Path], merged: Path, work: Path,
+    wanted: list[np.ndarray],
+) -> list[Row]:  # fmt: skip
     other = work / "merged"
     shutil.copytree(merged, other)  # a second user's model: other files, so that nothing is shared
-    ids = some_ids(model, PROMPT)
-    given: dict[str, Any] = {"ids": ids, "cache": str(work / "joined")}
+    saves = [work / f"said{number}.npy" for number in (0, 1)]
+    given: dict[str, Any] = {
+        "ids": some_ids(model, PROMPT), "cache": str(work / "joined"),
+        "saves": [str(save) for save in saves],
+    }  # fmt: skip
     separate = alone(
         two_users, bases=[str(base)] * 2, adapters=[str(user) for user in users], **given
     ).result
-    whole = alone(two_users, bases=[None, None], adapters=[str(merged), str(other)], **given).result
     figure = f"two users alive at once, 8da4w, {model.name}"
+    for user, save in enumerate(saves):
+        hold(f"{figure}, user {user}", save, wanted[user])
+    whole = alone(two_users, bases=[None, None], adapters=[str(merged), str(other)], **given).result
+    for save in saves:
+        hold(f"two merged models, {save.name}", save, wanted[0])
     return [
         _row(f"{figure}: memory", separate["pss"], "two merged models", whole["pss"]),
         _row(f"{figure}: what the second one adds", separate["added"], "two merged models",
@@ -87,24 +119,24 @@ def _two_user_rows(
     ]  # fmt: skip
 
 
-def export_one(adapter: str, bundle: str, base: str, out: str) -> None:
+def export_one(adapter: str, bundle: str, base: str, out: str, goldens: bool) -> None:
     """One export of an adapter, as the command does it."""
     from export.adapter import export_adapter
 
-    export_adapter(Path(adapter), Path(bundle), Path(out), base=base, goldens=False,
+    export_adapter(Path(adapter), Path(bundle), Path(out), base=base, goldens=goldens,
                    trust_base=True)  # fmt: skip
 
 
 def two_users(
-    bases: list[str | None], adapters: list[str], ids: list[int], cache: str
+    bases: list[str | None], adapters: list[str], ids: list[int], cache: str, saves: list[str]
 ) -> dict[str, int]:
     """Both open and answer in one process; bytes after the second, and what it added.
+
+    saves: where the logits of each go.
 
     Raises:
         SystemExit: the first user's answers changed when the second was opened.
     """
-    import numpy as np
-
     from mobile_runtime.engine import Engine, open_engine
 
     engines: list[Engine] = []
@@ -118,6 +150,8 @@ def two_users(
     engines[0].reset()
     if not np.array_equal(engines[0].prefill(ids), said[0]):
         raise SystemExit("the first user's answers changed when the second was opened")
+    for save, logits in zip(saves, said, strict=True):
+        np.save(save, logits)
     return {"pss": held[1], "added": held[1] - held[0]}
 
 

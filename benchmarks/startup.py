@@ -78,9 +78,7 @@ def _first_tokens(model: models.Model, sizes: Sizes, work: Path) -> list[Row]:
         for name, (function, given) in ways.items():
             since = time.monotonic()
             done = alone(function, **given, ids=ids, save=str(said), since=since).result
-            cosine = _cosine(np.load(said), wanted)
-            if cosine < _LEAST_COSINE:
-                raise SystemExit(f"{name}: cosine {cosine:.3f} to float32, not {_LEAST_COSINE}")
+            hold(name, said, wanted)
             for what, into in took[name].items():
                 into.append(done[what])
     ours, *peers = ways
@@ -265,6 +263,17 @@ class Peer:
         if own < max(_LEAST_COSINE, other):
             raise SystemExit(f"PEFT, user {user}: cosine {own:.3f} to ours, other {other:.3f}")
         return 1e3 * seconds
+
+
+def hold(name: str, said: Path, wanted: np.ndarray) -> None:
+    """See to it that the logits in a file are like those of the same model in float32.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    cosine = _cosine(np.load(said), wanted)
+    if not cosine >= _LEAST_COSINE:  # nor are those that are no numbers
+        raise SystemExit(f"{name}: cosine {cosine:.3f} to float32, not {_LEAST_COSINE}")
 
 
 def some_ids(model: models.Model, count: int) -> list[int]:

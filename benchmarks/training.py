@@ -17,7 +17,6 @@ import json
 import math
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.alone import peak_bytes
 from benchmarks.rows import Row
 from benchmarks.turns import compared
 from cloud.train import Member, TrainConfig, train_many
@@ -72,7 +72,7 @@ def on_gpu(work: Path, base: Path, name: str) -> list[Row]:
 def compare(
     work: Path, base: Path, name: str, users: int, repeats: int, *, gpu: bool = False
 ) -> list[Row]:
-    """Both sides by turns: adapters per hour and peak memory."""
+    """Both sides by turns: adapters per hour and peak memory, on a GPU what tensors take there."""
     make_datasets(work / "datasets", base, users)
     ours: list[dict[str, Any]] = []
     theirs: list[dict[str, Any]] = []
@@ -83,7 +83,7 @@ def compare(
     losses = [mean_loss(base, work / "datasets", work / f"{side}0") for side in ("ours", "peer")]
     if abs(losses[0] / losses[1] - 1) > 0.01:
         raise SystemExit(f"{name}: losses differ by more than 1%: {losses}")
-    what = asked(users, name)
+    what, peak = asked(users, name), "peak of the GPU's memory" if gpu else "peak memory"
     hourly = [[3600 * users / run["seconds"] for run in side] for side in (ours, theirs)]
     peaks = [[run["peak_bytes"] / 1e6 for run in side] for side in (ours, theirs)]
     return [
@@ -91,7 +91,7 @@ def compare(
             f"{what}: adapters per hour", "1/h", PEER, *hourly, less_is_better=False, aim=AIM,
             note=f"mean loss {losses[0]:.4f} against {losses[1]:.4f}",
         ),
-        compared(f"{what}: peak memory", "MB", PEER, *peaks, less_is_better=True),
+        compared(f"{what}: {peak}", "MB", PEER, *peaks, less_is_better=True),
     ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def growth(work: Path, base: Path, name: str, repeats: int) -> list[Row]:
 def run_side(
     side: str, base: Path, datasets: Path, out: Path, users: int = 0, *, gpu: bool = False
 ) -> dict[str, Any]:
-    """One side in a process of its own: seconds and the peak of its memory."""
+    """One side in a process of its own: seconds and the peak of its memory, on a GPU the GPU's."""
     command = [sys.executable, "-m", "benchmarks.training", "--side", side, "--base", str(base),
                "--datasets", str(datasets), "--out", str(out), "--users", str(users)]  # fmt: skip
     environment = {"GOMP_SPINCOUNT": "10000", **os.environ}
@@ -313,7 +313,8 @@ def measure_side(given: argparse.Namespace) -> None:
     started, used = time.perf_counter(), time.process_time()
     side(given.base, datasets, given.out, threads)
     seconds, processor = time.perf_counter() - started, time.process_time() - used
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cuda = torch.cuda
+    peak = cuda.max_memory_allocated() if cuda.is_available() else peak_bytes()
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "processor_seconds": processor}))
 
 

@@ -4,6 +4,7 @@ That all benchmarks still run is shown by `make bench-quick`, which CI runs; wha
 not looked at.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -90,6 +91,34 @@ def test_samples_of_another_distribution_are_noticed(monkeypatch: pytest.MonkeyP
     assert abs(deviation(1.0, 0.95)) < sampling.CRITICAL
     assert deviation(1.2, 0.95) < -sampling.CRITICAL < sampling.CRITICAL < deviation(0.8, 0.95)
     assert deviation(1.0, 1.0) < -sampling.CRITICAL < sampling.CRITICAL < deviation(1.0, 0.8)
+
+
+def test_the_peak_of_a_training_is_not_that_of_the_process_that_began_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import training
+
+    base = ROOT / "cloud" / "pocket" / "models" / "base"
+    training.make_datasets(tmp_path / "datasets", base, users=1)
+    held = b"1" * (2 << 30)
+    ran = training.run_side("ours", base, tmp_path / "datasets", tmp_path / "out")
+    assert 100e6 < ran["peak_bytes"] < len(held)
+
+
+def test_logits_of_another_model_end_a_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+    import numpy as np
+
+    from benchmarks import startup
+
+    wanted = np.array([3.0, 4.0, 0.0])
+    for said, cosine in (([4.0, 4.0, 0.0], 0.99), ([4.0, -3.0, 0.0], 0.0), ([np.nan] * 3, np.nan)):
+        np.save(tmp_path / "said.npy", np.array(said))
+        with contextlib.ExitStack() as stack:
+            if not cosine > 0.8:
+                stack.enter_context(pytest.raises(SystemExit, match=f"cosine {cosine:.3f}"))
+            startup.hold("ours", tmp_path / "said.npy", wanted)
 
 
 def test_wrong_bytes_end_a_benchmark(

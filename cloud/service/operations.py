@@ -145,6 +145,14 @@ def is_wanted(connection: Connection, uid: str, attempt: int) -> bool:
     )
 
 
+def may_begin(connection: Connection, uid: str, attempt: int) -> bool:
+    """Whether it is still to be begun: it has not ended, nor been cancelled since this attempt."""
+    row = by_uid(connection, uid)
+    return bool(
+        row and row.end_time is None and not (row.cancel_requested and row.attempt == attempt)
+    )
+
+
 def finish(
     connection: Connection,
     uid: str,

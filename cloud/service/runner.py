@@ -70,9 +70,11 @@ class Runner:
             turns = self._turns if pipeline is None or pipeline.in_turn else self._aside
             with turns.joined(row.tenant, row.base_uid, row.create_time) as turn:
                 # Not begun, it is cancelled without us, and no worker has died over it.
-                if not turn.take(lambda: not self._stopping.is_set()):
+                if turn.take(self._asked(operations.may_begin, row)):
+                    return self._operate(uid, worker, step, traceparent, turn)
+                if self._stopping.is_set():
                     threading.Event().wait()
-                return self._operate(uid, worker, step, traceparent, turn)
+                return self._finish(row, to_status(Cancelled("cancelled")))
 
     def _operate(self, uid: str, worker: str, step: Step, traceparent: str, turn: Turn) -> str:
         row = self._write(lambda c: operations.begin(c, uid, worker))
@@ -83,11 +85,15 @@ class Runner:
             outcome = self._outcome(row, step, turn)
             if isinstance(outcome, status_pb2.Status):
                 failed()
+        return self._finish(row, outcome)
+
+    def _finish(self, row: Row[Any], outcome: Message | status_pb2.Status) -> str:
+        """Write the end, unless it is another's to write; says how it ended."""
         self._clean(row)
         space = self._vault.shared
         if not isinstance(outcome, status_pb2.Status) and row.user_uid:
             space = self._vault.space(row.tenant, row.user_uid)
-        self._write(lambda c: operations.finish(c, uid, row.attempt, space, outcome))
+        self._write(lambda c: operations.finish(c, row.uid, row.attempt, space, outcome))
         return "failed" if isinstance(outcome, status_pb2.Status) else "done"
 
     def _outcome(self, row: Row[Any], step: Step, turn: Turn) -> Message | status_pb2.Status:
@@ -120,7 +126,7 @@ class Runner:
         before = 0.0
         for stage in pipeline.stages:
             job.report = self._reporter(job, stage, before)
-            job.is_wanted = self._wanted(job)
+            job.is_wanted = self._asked(operations.is_wanted, job.operation)
             kept = step(stage.name, partial(self._traced, job, stage))
             if "status" in kept:
                 return status_pb2.Status.FromString(bytes.fromhex(kept["status"]))
@@ -209,21 +215,22 @@ class Runner:
             if self._stopping.wait(_BACKOFF_S):
                 threading.Event().wait()
 
-    def _wanted(self, job: Job) -> Callable[[], bool]:
-        """`is_wanted` for a job: asks the database, at most four times a second."""
-        uid, attempt = job.operation.uid, job.operation.attempt
+    def _asked(
+        self, question: Callable[[Connection, str, int], bool], row: Row[Any]
+    ) -> Callable[[], bool]:
+        """Asks the database, at most four times a second; no, once this worker stops."""
         last = [0.0, True]
 
-        def wanted() -> bool:
+        def asked() -> bool:
             if self._stopping.is_set():
                 return False
             if time.monotonic() - last[0] >= _POLL_S:
                 with contextlib.suppress(Exception), self._database.transaction(False) as c:
-                    last[1] = operations.is_wanted(c, uid, attempt)
+                    last[1] = question(c, row.uid, row.attempt)
                 last[0] = time.monotonic()
             return bool(last[1])
 
-        return wanted
+        return asked
 
     def _reporter(self, job: Job, stage: Stage, before: float) -> Callable[[str, float], None]:
         """`report` for a stage: writes progress, at most twice a second."""

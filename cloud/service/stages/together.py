@@ -13,7 +13,6 @@ step.
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections import defaultdict
@@ -180,7 +179,7 @@ def _round(
     group: Sequence[_Waiting], function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """One child for all. If it fails as a whole nobody is told an error: each tries alone."""
-    threads = min(os.cpu_count() or 1, sum(each.job.threads for each in group))
+    threads = group[0].job.threads  # those of one job, as the round needs one turn
 
     def told(message: str, share: float) -> None:
         number, _, text = message.partition(" ")

@@ -22,6 +22,7 @@ from cloud.service.stages import together
 from cloud.service.stages.site import Site, base_of, open_checked, user_of
 from cloud.train import TrainConfig
 from protos.artifacts import open_artifact
+from protos.base_model import BaseModel, skeleton
 from protos.errors import PocketuneError
 from protos.progress import Progress
 from protos.v1 import adapters_pb2, profiles_pb2
@@ -45,7 +46,8 @@ def run(site: Site, job: Job) -> Result:
     config = options.training(_options(job), base.source, site.settings)
     member, key = Member(str(dataset.path), str(out), config), (job.operation.tenant, base.digest)
     with checkpoints.kept(site.database, site.vault, job, site.settings.checkpoint_s):
-        site.together.run(key, job, member, out, train_members, str(model), base.digest)
+        site.together.run(key, job, member, out, train_members, str(model), base.digest,
+                          site.settings.jobs_at_once)  # fmt: skip
     adapter = open_artifact(out, "Adapter")
     for name in ("steps", "epochs", "valid_loss_before", "valid_loss_after"):
         job.counters[name] = adapter.manifest.measured[name]
@@ -60,9 +62,17 @@ def _options(job: Job) -> adapters_pb2.TrainOptions:
 
 
 def train_members(
-    members: Sequence[Member], base: str, digest: str, threads: int, progress: Progress
+    members: Sequence[Member],
+    base: str,
+    digest: str,
+    jobs_at_once: int,
+    threads: int,
+    progress: Progress,
 ) -> list[PocketuneError | None]:
-    """In the child: the stage function itself, for all members; gives each one's error."""
+    """In the child: the stage function itself, for all members; gives each one's error.
+
+    jobs_at_once: of this worker, each of which may be a training; they share what is free.
+    """
     model = open_checked(base, digest)
 
     def numbered(number: int) -> Progress:
@@ -75,8 +85,21 @@ def train_members(
         )
         for number, member in enumerate(members)
     ]  # fmt: skip
-    made = cloud.train.train_many(asked, model, threads)
+    memory = None if jobs_at_once == 1 else _memory_budget(members, model, jobs_at_once)
+    made = cloud.train.train_many(asked, model, threads, memory)
     return [each if isinstance(each, PocketuneError) else None for each in made]
+
+
+def _memory_budget(members: Sequence[Member], base: BaseModel, jobs_at_once: int) -> int:
+    """Bytes beside the model's own: one of equal shares of what is free before it is loaded."""
+    import torch
+
+    from cloud.trainer.memory import free_bytes
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    width = max(cloud.train.frozen_dtype(member.config).itemsize for member in members)
+    weights = sum(width * each.numel() for each in skeleton(base).parameters())
+    return max(0, free_bytes(device) // jobs_at_once - weights)
 
 
 def answer(site: Site, job: Job) -> Message:

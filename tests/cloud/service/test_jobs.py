@@ -186,13 +186,32 @@ def test_jobs_that_wait_in_a_worker_are_cancelled_at_once_and_lose_nothing_by_it
     assert not bench.lines(cancelled)
 
 
-def _taken(bench: Bench) -> list[str]:
-    """The jobs that a worker has taken from the queue."""
-    query = text("SELECT workflow_uuid FROM workflow_status WHERE status = 'PENDING'")
-    if bench.database.url.startswith("postgresql"):
-        query = text("SELECT workflow_uuid FROM dbos.workflow_status WHERE status = 'PENDING'")
+def test_a_job_that_was_put_back_and_waits_again_is_cancelled_at_once(bench):
+    first, put_back = bench.worker(), bench.submit("sleep:60", key="ann")
+    bench.until(bench.has(put_back, "child"), 90)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    runs = bench.submit("sleep:60")  # the second worker takes it before it knows the first is dead
+    bench.worker()
+    bench.until(lambda: (taken := _taken(bench)).get(runs) == taken.get(put_back, ""), 90)
+    started = time.monotonic()
+    with bench.database.transaction() as connection:
+        assert not operations.request_cancel(connection, put_back)
+    bench.until(lambda: bench.state(put_back)[0].done, 5)
+    assert time.monotonic() - started < 1
+    assert bench.state(put_back)[0].error.code == 1
+    assert sum("one begin" in line for line in bench.lines(put_back)) == 1
+    assert not bench.state(runs)[0].done
+    bench.submit("sleep:0", key="ann")  # the user is free again
+
+
+def _taken(bench: Bench) -> dict[str, str]:
+    """The jobs that a worker has taken from the queue, with that worker."""
+    schema = "dbos." if bench.database.url.startswith("postgresql") else ""
+    columns = "workflow_uuid, executor_id"
+    query = text(f"SELECT {columns} FROM {schema}workflow_status WHERE status = 'PENDING'")
     with bench.database.transaction(write=False) as connection:
-        return list(connection.execute(query).scalars())
+        return {row.workflow_uuid: row.executor_id for row in connection.execute(query)}
 
 
 def test_a_wrong_input_fails_at_once_and_a_dying_child_after_its_tries(bench):

@@ -89,6 +89,11 @@ def test_who_waits_at_the_same_time_shares_a_child_up_to_the_limit(tmp_path: Pat
     assert all(worker.said[name] == [f"{name} begins"] for name in answers)
 
 
+def test_a_round_has_the_threads_of_one_job_since_it_counts_as_one(tmp_path: Path):
+    answers = Worker(tmp_path, most=8).all_end("ann", "bob")
+    assert [answer[1:] for answer in answers.values()] == [["2", "1"]] * 2  # type: ignore[index]
+
+
 def test_other_tenants_and_other_bases_have_a_child_of_their_own(tmp_path: Path):
     keys = {"ann": ("one", "base"), "bob": ("two", "base"), "cid": ("one", "other")}
     answers = Worker(tmp_path, most=8).all_end(**keys)
