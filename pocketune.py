@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import tomllib
 import warnings
@@ -533,10 +534,19 @@ def service_export_adapter(
 
 
 def service_parity(bundle: str, adapter: str, out: str, threads: int, progress: Progress) -> None:
-    """Measure parity for the service; the report says whether it passed."""
+    """Measure parity for the service; the report says whether it passed.
+
+    What the runtime joins of base and adapter holds the user's weights: it stays beside `out`, in
+    the job's folder, and is removed with the job at the latest. TVM's libraries hold no weights and
+    are kept for all jobs.
+    """
+    from mobile_runtime.engine import engine_name
     from mobile_runtime.parity import parity
 
-    parity(Path(bundle), Path(adapter), Path(out), threads, progress)
+    lowered, own = Path(bundle), Path(adapter)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent) as scratch:
+        cache = None if engine_name(lowered, own) == "mlc-tvm" else Path(scratch)
+        parity(lowered, own, Path(out), threads, progress, cache)
 
 
 for _command in (
