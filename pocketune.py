@@ -307,17 +307,18 @@ def personalize(
     from cloud.augment import AugmentConfig, augment
     from cloud.train import TrainConfig, train
     from export.adapter import export_adapter
-    from export.base import export_base
+    from export.base import check_export, export_base
     from export.lowerings import default_cache
     from export.merged import export_merged
     from export.prompts import read_prompts
     from mobile_runtime.parity import parity
     from protos.base_model import open_base
 
-    model, teachers = open_base(base), cloud_cli.open_teachers(threads, **given)
+    model, training = open_base(base), cloud_cli.pick(TrainConfig, given)
+    check_export(model, recipe, training.rank, context_length)  # before a teacher is paid
+    teachers = cloud_cli.open_teachers(threads, **given)
     lowerings = default_cache() if cache else None
     augmenting = cloud_cli.pick(AugmentConfig, given)
-    training = cloud_cli.pick(TrainConfig, given)
     profile = cloud_cli.import_profile(source, out / "profile", **given)
     with shown("augment") as progress:
         dataset = augment(
