@@ -133,7 +133,7 @@ def test_where_nothing_passes_the_real_items_alone_make_a_sound_package(work: Pa
 @pytest.mark.parametrize(
     ("wrong", "code", "message"),
     [
-        (("--recipe", "executorch-xnnpack-8da5w"), 2, "unknown recipe"),
+        (("--recipe", "executorch-xnnpack-8da5w"), 2, "8da5w' is unknown"),
         (("--recipe", "executorch-coreml"), 5, "has no base apart from its adapters"),
         (("--context-length", "32"), 2, "context length 32 is too short"),
         (("--context-length", "100000"), 5, "context length 100000 is more than"),
@@ -146,7 +146,7 @@ def test_what_cannot_be_exported_is_said_before_the_teacher_is_sent_anything(
     refused = pocketune(
         "personalize", folder / "dev_questions.json", "--outputs", folder / "dev_outputs.json",
         "--user", users("LaMP_4")[0], "--base", BASE, "--teacher", chat.spec, "--scrub", "off",
-        "--allow-third-party", "--out", tmp_path / "out", *wrong,
+        "--out", tmp_path / "out", *wrong,
     )  # fmt: skip
     assert (refused.returncode, message in refused.stderr) == (code, True), refused.stderr
     assert not chat.bodies
