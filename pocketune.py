@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import tomllib
 import warnings
@@ -306,17 +307,18 @@ def personalize(
     from cloud.augment import AugmentConfig, augment
     from cloud.train import TrainConfig, train
     from export.adapter import export_adapter
-    from export.base import export_base
+    from export.base import check_export, export_base
     from export.lowerings import default_cache
     from export.merged import export_merged
     from export.prompts import read_prompts
     from mobile_runtime.parity import parity
     from protos.base_model import open_base
 
-    model, teachers = open_base(base), cloud_cli.open_teachers(threads, **given)
+    model, training = open_base(base), cloud_cli.pick(TrainConfig, given)
+    check_export(model, recipe, training.rank, context_length)  # before a teacher is paid
+    teachers = cloud_cli.open_teachers(threads, **given)
     lowerings = default_cache() if cache else None
     augmenting = cloud_cli.pick(AugmentConfig, given)
-    training = cloud_cli.pick(TrainConfig, given)
     profile = cloud_cli.import_profile(source, out / "profile", **given)
     with shown("augment") as progress:
         dataset = augment(
@@ -533,10 +535,19 @@ def service_export_adapter(
 
 
 def service_parity(bundle: str, adapter: str, out: str, threads: int, progress: Progress) -> None:
-    """Measure parity for the service; the report says whether it passed."""
+    """Measure parity for the service; the report says whether it passed.
+
+    What the runtime joins of base and adapter holds the user's weights: it stays beside `out`, in
+    the job's folder, and is removed with the job at the latest. TVM's libraries hold no weights and
+    are kept for all jobs.
+    """
+    from mobile_runtime.engine import engine_name
     from mobile_runtime.parity import parity
 
-    parity(Path(bundle), Path(adapter), Path(out), threads, progress)
+    lowered, own = Path(bundle), Path(adapter)
+    with tempfile.TemporaryDirectory(dir=Path(out).parent) as scratch:
+        cache = None if engine_name(lowered, own) == "mlc-tvm" else Path(scratch)
+        parity(lowered, own, Path(out), threads, progress, cache)
 
 
 for _command in (

@@ -60,16 +60,8 @@ def export_base(
     Raises:
         InputError, UnsupportedError: before anything is written; see `families` and `quantize`.
     """
-    chosen, model_files = find_recipe(recipe), open_base(base)
-    check_family(model_files)
-    find_backend(chosen).check(model_files)
-    if chosen.adapter == "merged":
-        raise UnsupportedError(
-            f"recipe {chosen.name} has no base apart from its adapters; use `export merged`"
-        )
-    if rank < 1:
-        raise InputError(f"rank is {rank}, at least 1 is needed")
-    context = choose_context(model_files, chosen, context_length)
+    model_files = open_base(base)
+    chosen, context = check_export(model_files, recipe, rank, context_length)
     resolved = BaseConfig(chosen.name, rank, context, digest_json(list(prompts)))
     parents, config = {"base_model": model_files.digest}, dataclasses.asdict(resolved)
     if done := finished(out, KIND, parents, config):
@@ -95,6 +87,27 @@ def export_base(
         draft.measured["lowering_seconds"] = round(time.perf_counter() - started, 3)
         draft.measured |= summary(draft.path, written)
     return open_artifact(out, KIND)
+
+
+def check_export(
+    base: BaseModel, recipe: str, rank: int, context_length: int | None
+) -> tuple[Recipe, int]:
+    """The recipe, and the context that the program will have, if `export_base` can do it at all.
+    It is asked in the beginning of longer work, too: it needs no more than the base's config.
+
+    Raises:
+        InputError, UnsupportedError: it cannot; see `families` and `quantize`.
+    """
+    chosen = find_recipe(recipe)
+    check_family(base)
+    find_backend(chosen).check(base)
+    if chosen.adapter == "merged":
+        raise UnsupportedError(
+            f"recipe {chosen.name} has no base apart from its adapters; use `export merged`"
+        )
+    if rank < 1:
+        raise InputError(f"rank is {rank}, at least 1 is needed")
+    return chosen, choose_context(base, chosen, context_length)
 
 
 def write_texts(directory: Path, base: BaseModel, recipe: Recipe, context: int) -> Target:

@@ -24,7 +24,7 @@ CONTINUATION = 32
 """Token ids that the reference goes on with after each prompt."""
 TASK_PROMPTS = 12
 SET_SIZE = 16
-"""Prompts of a golden at least, if the context has room for them."""
+"""Prompts of a golden at least; parity does not judge by fewer."""
 _DATASET_FILES = ("valid.jsonl", "train.jsonl")
 _NEUTRAL = (
     "What should I cook tonight with rice, two eggs and a tomato?",
@@ -67,7 +67,7 @@ def golden_prompts(
     a program treats its context's end does not depend on the adapter: its base's golden has it.
 
     Raises:
-        InputError: the template alone fills the context.
+        InputError: the template alone fills the context, or too few prompts fit.
     """
     room = context_length - CONTINUATION
     _check_template(tokenizer, room)
@@ -76,7 +76,13 @@ def golden_prompts(
     edges = _fitting([_prompt(tokenizer, n, c) for n, c in _EDGE_CASES.items()], room)
     neutral = _fitting([_prompt(tokenizer, "", content) for content in _NEUTRAL], room)
     fill = _named("neutral", neutral[: max(0, SET_SIZE - len(tasks) - len(edges))])
-    return [*tasks, *fill, *edges, *([_context_end(tokenizer, room)] if context_end else [])]
+    found = [*tasks, *fill, *edges]
+    if len(found) < SET_SIZE:
+        raise InputError(
+            f"context length {context_length} is too short: {len(found)} prompts of a golden fit "
+            f"before an answer of {CONTINUATION} tokens, at least {SET_SIZE} are needed"
+        )
+    return [*found, *([_context_end(tokenizer, room)] if context_end else [])]
 
 
 def template_clock(tokenizer: PreTrainedTokenizerFast) -> datetime | None:

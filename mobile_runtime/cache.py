@@ -4,7 +4,8 @@ In: what a file is made from, and how. Out: the file. ExecuTorch's engine keeps 
 the tensors of a base and of an adapter for Python's loader (a phone opens several data files and
 needs none of this); TVM's engine keeps compiled libraries. Files are named `<what they were made
 from>.<sha256 of the content><suffix>`, so that a damaged one is noticed and made again; only the
-last few are kept. One process at a time holds the directory, from the check to the load.
+last few are kept. One process at a time holds the directory, from the check to the load. A joined
+file holds a user's adapter, so directory and files are open to their owner only.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def kept(
         InputError: the directory cannot be written, or the disk is full.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)  # it may be there from before, or the umask be another
         lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise InputError(f"{directory}: cannot keep files: {error.strerror}") from None
@@ -110,6 +112,7 @@ def _build(directory: Path, name: str, suffix: str, write: Callable[[Path], str]
     partial = directory / f"{name}.{secrets.token_hex(4)}.partial{suffix}"
     try:
         digest = write(partial)
+        partial.chmod(0o600)
         _sync(partial)
         path = directory / f"{name}.{digest}{suffix}"
         partial.rename(path)

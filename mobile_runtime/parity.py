@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mobile_runtime import gates as gate
+from mobile_runtime.binding import check_base_model
 from mobile_runtime.bundles import layout_of, runs_here
 from mobile_runtime.compare import (
     Comparison,
@@ -98,8 +99,9 @@ def measure_parity(
     home = adapter if merged else base
     if home is None:
         raise InputError(f"{adapter}: this adapter needs its base; give the BaseBundle as well")
+    _check_probe(probe, base, adapter)
     if adapter is not None and merged and not runs_here(adapter):
-        return _unrun(adapter)
+        return _unrun(base, adapter)
     engine = open_engine(base, adapter, threads, cache_dir)
     golden = _golden(adapter or home, engine.vocab_size)
     replays, measured = _replay_states(engine, golden, adapter, merged, progress)
@@ -111,13 +113,26 @@ def measure_parity(
     return judge.result([*structure, context_gate(holds_context(engine))], measured)
 
 
-def _unrun(adapter: Path) -> ParityResult:
+def _check_probe(probe: Path | None, base: Path | None, adapter: Path | None) -> None:
+    """Refuse a probe that cannot be used, before anything is measured."""
+    if probe is None:
+        return
+    if base is None:
+        raise InputError(f"{probe}: a probe is of a base; give the BaseBundle as well")
+    from mobile_runtime.probe import open_probed
+
+    open_probed(probe, base, adapter)
+
+
+def _unrun(base: Path | None, adapter: Path) -> ParityResult:
     """What can be said of a program that no engine here runs: all but what it answers."""
-    file = open_artifact(adapter, "AdapterBundle").file("program.pte")
+    bundle = open_artifact(adapter, "AdapterBundle")
+    check_base_model(bundle, open_artifact(base, "BaseBundle") if base else None)
+    file = bundle.file("program.pte")
     facts, seconds = describe(file)
     golden, prompt = _golden(adapter, facts.vocab_size), open_prompt(adapter)
     structure = structure_gates(golden, prompt, facts.vocab_size, facts.stop_ids)
-    judge = _Judge(golden, {}, True, "merged", _digests(None, adapter), prompt, {})
+    judge = _Judge(golden, {}, True, "merged", _digests(base, adapter), prompt, {})
     size = file.stat().st_size
     measured = Measured(SwapCost(0.0, 0.0, seconds, 0, size, size), None)
     return judge.result([*structure, gate.run_gate()], measured)
@@ -131,10 +146,8 @@ def _device_operators(
     threads: int | None,
     cache_dir: Path | None,
 ) -> Operators:
-    if probe is None:
+    if probe is None or base is None:
         return {}
-    if base is None:
-        raise InputError(f"{probe}: a probe is of a base; give the BaseBundle as well")
     from mobile_runtime.probe import device_operators
 
     return device_operators(probe, base, adapter, golden, threads or default_threads(), cache_dir)

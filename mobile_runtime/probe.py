@@ -20,6 +20,7 @@ from mobile_runtime.bundles import (
     BaseBundle,
     MergedBundle,
     TemplateBundle,
+    layout_of,
     open_adapter,
     open_base,
     open_probe,
@@ -47,14 +48,8 @@ def device_operators(
         InputError, ArtifactError, MismatchError: a bundle is missing, damaged or does not fit.
         UnsupportedError: the adapter is merged into a program of its own.
     """
-    opened = open_base(base)
-    template = open_probe(probe, opened)
+    opened, template, user = open_probed(probe, base, adapter)
     widths = _widths(template)
-    user = None if adapter is None else open_adapter(adapter, opened)
-    if isinstance(user, MergedBundle):
-        raise UnsupportedError(
-            f"{adapter}: a probe is of a base, and this bundle has merged its own"
-        )
     program = _load(patched(template, _keys(opened, user)), opened, user, threads, cache_dir)
     try:
         rows = np.stack([_after_last(program, ids) for ids in _up_to_whole_rows(golden)])
@@ -68,6 +63,21 @@ def device_operators(
         )
     sides = iter([sketch(side) for side in np.split(rows, ends[:-1], axis=1)])
     return {name: np.stack([next(sides), next(sides)]) for name in widths}
+
+
+def open_probed(
+    probe: Path, base: Path, adapter: Path | None
+) -> tuple[BaseBundle, TemplateBundle, AdapterBundle | None]:
+    """The bundles of `device_operators`, checked. Raises as that does."""
+    if adapter is not None and layout_of(adapter) == "merged":
+        raise UnsupportedError(
+            f"{adapter}: a probe is of a base, and this bundle has merged its own"
+        )
+    opened = open_base(base)
+    template = open_probe(probe, opened)
+    user = None if adapter is None else open_adapter(adapter, opened)
+    assert not isinstance(user, MergedBundle)
+    return opened, template, user
 
 
 def _widths(template: TemplateBundle) -> dict[str, tuple[int, int]]:

@@ -84,11 +84,13 @@ class Prompt:
         given: dict[str, Any] = {
             "strftime_now": strftime_now,
             "messages": [{"role": "user", "content": content}],
+            "tools": None,
+            "documents": None,
             "add_generation_prompt": True,
         }
         try:
             return self._chat.render(**self.config.special_tokens | given)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise InputError(f"{PROMPT_FILE}: the template refuses this prompt: {error}") from None
 
     def encode(self, content: str, now: datetime | None = None) -> list[int]:
@@ -221,6 +223,14 @@ def _compile(source: str) -> Template:
         raise ArtifactError(f"{PROMPT_FILE}, template line {error.lineno}: {error}") from None
 
 
-def _tojson(value: object, indent: int | None = None) -> str:
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """JSON as chat templates expect it: unlike Jinja's own filter, without HTML escapes."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging as python_logging
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -96,6 +97,9 @@ def compute_dtype() -> torch.dtype:
 def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
     """The tokenizer, checked against the model's vocabulary.
 
+    Added tokens that the model has no embedding of are taken out, so that a text which names one is
+    read as any other text: Gemma 3's text models come with the tokenizer of those that see, too.
+
     Raises:
         InputError: it cannot be read. MismatchError: it makes ids that the model does not have.
     """
@@ -106,18 +110,41 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerFast:
             tokenizer = AutoTokenizer.from_pretrained(base.directory, local_files_only=True)
         except Exception as error:  # the readers of tokenizer files raise plain Exception
             raise InputError(f"{base.directory}: unreadable tokenizer: {_line(error)}") from None
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    rows = base.config.get("vocab_size", 0)
-    if highest >= rows:
-        raise MismatchError(
-            f"{base.directory}: the tokenizer goes up to id {highest}, but the model has {rows} "
-            "embeddings; it belongs to another model"
-        )
+    _keep_to_rows(base, tokenizer)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{base.directory}: the tokenizer names no eos_token, so nothing would stop"
         )
     return tokenizer
+
+
+def _keep_to_rows(base: BaseModel, tokenizer: Any) -> None:
+    """Take added tokens without an embedding out of a tokenizer.
+
+    Raises:
+        MismatchError: a token of the vocabulary itself has none, or one that prompts are made of.
+    """
+    rows = base.config.get("vocab_size", 0)
+    beyond = {token for token in tokenizer.get_vocab().values() if token >= rows}
+    if not beyond:
+        return
+    named = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
+    needed = {*prompt_ids(tokenizer, "a"), *(getattr(tokenizer, name) for name in named)}
+    wrong = (beyond - tokenizer.added_tokens_decoder.keys()) | (beyond & needed)
+    if wrong:
+        raise MismatchError(
+            f"{base.directory}: the tokenizer goes up to id {max(wrong)}, but the model has {rows} "
+            "embeddings; it belongs to another model"
+        )
+    backend = tokenizer.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["id"] < rows]
+    words = state["model"]["vocab"]
+    if isinstance(words, dict):  # id by word; else the words with their scores, in order
+        state["model"]["vocab"] = {word: token for word, token in words.items() if token < rows}
+    else:
+        state["model"]["vocab"] = words[:rows]
+    tokenizer._tokenizer = type(backend).from_str(json.dumps(state))
 
 
 def load_model(base: BaseModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -28,13 +28,16 @@ _START = struct.Struct("<8sQQ")
 START_BYTES = _START.size
 _PTD_HEADER_AT, _PTD_HEADER = 8, struct.Struct("<4sIQQQQ")
 _MOST = 127
+_LEAST = 0x0080
+"""The least bfloat16 above zero that has all of its digits, 2^-126."""
 
 Floats = NDArray[np.float32]
 
 
 def rounded(array: Floats) -> Floats:
     """The array as it comes back: each 64 numbers, in the order of memory, rounded to 255 steps
-    between plus and minus the largest of them. Rounding again changes nothing.
+    between plus and minus the largest of them; to zeros where a step is below 2^-126, the least
+    number that bfloat16 holds in full. Rounding again changes nothing.
     """
     return _floats(*_quantized(np.ravel(array))).reshape(array.shape)
 
@@ -86,6 +89,7 @@ def _quantized(numbers: Floats) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
     blocks = np.zeros((-(-len(numbers) // BLOCK), BLOCK), np.float32)
     blocks.reshape(-1)[: len(numbers)] = numbers
     scales = _bfloat16(np.abs(blocks).max(1, initial=0.0) / np.float32(_MOST))
+    scales[scales < _LEAST] = 0
     wide = _widened(scales)[:, None]
     with np.errstate(over="ignore"):
         steps = np.divide(blocks, wide, out=np.zeros_like(blocks), where=wide > 0)

@@ -130,6 +130,29 @@ def test_where_nothing_passes_the_real_items_alone_make_a_sound_package(work: Pa
     assert result["parity"]["passed"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "code", "message"),
+    [
+        (("--recipe", "executorch-xnnpack-8da5w"), 2, "8da5w' is unknown"),
+        (("--recipe", "executorch-coreml"), 5, "has no base apart from its adapters"),
+        (("--context-length", "32"), 2, "context length 32 is too short"),
+        (("--context-length", "100000"), 5, "context length 100000 is more than"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_the_teacher_is_sent_anything(
+    tmp_path: Path, chat, wrong, code, message
+) -> None:
+    folder = POCKET / "users" / "LaMP_4"
+    refused = pocketune(
+        "personalize", folder / "dev_questions.json", "--outputs", folder / "dev_outputs.json",
+        "--user", users("LaMP_4")[0], "--base", BASE, "--teacher", chat.spec, "--scrub", "off",
+        "--out", tmp_path / "out", *wrong,
+    )  # fmt: skip
+    assert (refused.returncode, message in refused.stderr) == (code, True), refused.stderr
+    assert not chat.bodies
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_adapter_helps_as_much_on_mlc(made, work: Path) -> None:
     """The other backend: TVM answers from MLC's directories, with weights in four bits."""
     task, first, _ = made

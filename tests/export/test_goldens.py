@@ -10,11 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from export.base import export_base, golden_maker, write_texts
 from export.goldens import GoldenMaker, base_golden, merged_golden
-from export.prompts import CONTINUATION, golden_prompts
+from export.prompts import CONTINUATION, SET_SIZE, golden_prompts
 from export.recipes import find_recipe
 from mobile_runtime.prompt import open_prompt
+from mobile_runtime.structure import MIN_PROMPTS
 from protos.base_model import load_model, load_tokenizer, open_base, prompt_ids, render
-from protos.errors import UnsupportedError
+from protos.errors import InputError, UnsupportedError
 from protos.golden import SKETCH, TOP, read_golden, sketch
 from protos.progress import silent
 
@@ -49,6 +50,20 @@ def test_edge_cases_too_long_for_the_context_are_replaced(llama):
     small = golden_prompts(tokenizer, [], longest - 1 + CONTINUATION, context_end=False)
     assert len(small) >= 16
     assert max(len(prompt.ids) for prompt in small) < longest
+
+
+@pytest.mark.parametrize("context", [64, 88])
+def test_a_context_of_too_few_prompts_is_refused_before_anything_is_lowered(
+    llama, tmp_path, context
+):
+    """Parity would fail whatever is lowered; counted by hand for this tokenizer: 96 is enough."""
+    with pytest.raises(InputError, match=f"context length {context} is too short: .* at least 16"):
+        export_base(
+            str(llama), tmp_path / "base", "executorch-xnnpack-fp32", context_length=context
+        )
+    assert not (tmp_path / "base").exists()
+    tokenizer = load_tokenizer(open_base(str(llama)))
+    assert len(golden_prompts(tokenizer, [], 96, context_end=False)) >= MIN_PROMPTS == SET_SIZE
 
 
 def test_ids_are_those_that_training_sees(llama, golden):

@@ -92,7 +92,7 @@ def test_another_model_recipe_rank_or_context_is_lowered(llama, qwen3, cache, tm
         export_base(str(base), tmp_path / str(number), recipe, cache=cache, **options)
         for number, (base, recipe, options) in enumerate([
             (llama, MLC, {}), (qwen3, MLC, {}), (llama, "mlc-q0f16", {}),
-            (llama, MLC, {"rank": 3}), (llama, MLC, {"context_length": 64}),
+            (llama, MLC, {"rank": 3}), (llama, MLC, {"context_length": 96}),
         ])
     ]  # fmt: skip
     assert [source(bundle) for bundle in made] == ["kept"] * 5

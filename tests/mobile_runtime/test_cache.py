@@ -1,6 +1,8 @@
 """Joined data files: kept, bounded, checked, and safe with several processes."""
 
 import errno
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +95,17 @@ def test_processes_take_turns(tmp_path) -> None:
 def test_the_default_place_follows_xdg(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.default_directory() == tmp_path / "pocketune" / "data-files"
+
+
+def test_directory_and_files_are_open_to_their_owner_only(tmp_path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    before = os.umask(0)
+    try:
+        for directory in (there, tmp_path / "new"):
+            path = build(directory).path
+            assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)

@@ -1,5 +1,6 @@
 """Answers equal transformers' greedy ones; sampling follows the softmax; every stop rule stops."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloud.profiles import write_rows
 from mobile_runtime.engine import SwapCost, open_engine
 from mobile_runtime.generate import Finish, Sampling, choose, complete, generate
+from mobile_runtime.parity import measure_parity
 from mobile_runtime.prompt import open_prompt
+from protos.artifacts import create, open_artifact
 from protos.errors import InputError
 
 
@@ -62,6 +66,45 @@ def test_greedy_text_and_ids_equal_transformers(world, references, cache_dir, pr
 
     tokenizer = AutoTokenizer.from_pretrained(world.base_model)
     assert text == tokenizer.decode(wanted, skip_special_tokens=True).rstrip("\ufffd")
+
+
+def test_a_base_whose_tokenizer_has_a_token_too_many_is_trained_exported_and_run(
+    tiny_base, tmp_path, cache_dir
+) -> None:
+    """As Gemma 3's text models; what the user says may even name the token."""
+    from transformers import AutoTokenizer
+
+    from cloud.train import TrainConfig, train
+    from export.adapter import export_adapter
+    from export.base import export_base
+    from protos.base_model import open_base
+
+    image = "<image_soft_token>"
+    base, said = tmp_path / "base", f"a headline for {image} please"
+    shutil.copytree(tiny_base, base)
+    own = AutoTokenizer.from_pretrained(base)
+    more = AutoTokenizer.from_pretrained(base)
+    more.add_special_tokens({"additional_special_tokens": [image]})
+    more.save_pretrained(base)
+    with create(tmp_path / "dataset", "Dataset", {"profile": "p"}, {}) as draft:
+        for name in ("train.jsonl", "valid.jsonl"):
+            write_rows(draft.path / name, [{"prompt": said, "completion": f"{image} opens"}] * 2)
+    config = TrainConfig(epochs=1, batch_size=2, dtype="float32", rank=2)
+    dataset = open_artifact(tmp_path / "dataset")
+    adapter = train(dataset, open_base(str(base)), tmp_path / "adapter", config, threads=1)
+    lowered = export_base(
+        str(base), tmp_path / "lowered", "executorch-xnnpack-fp32", rank=2, context_length=128,
+        prompts=[said], threads=1,
+    )  # fmt: skip
+    bundle = export_adapter(
+        adapter.path, lowered.path, tmp_path / "bundle", base=str(base), prompts=[said], threads=1
+    )  # fmt: skip
+    asked = open_prompt(lowered.path)
+    ids = asked.encode(said)
+    assert ids == own(f"<|user|>{said}<|assistant|>", add_special_tokens=False)["input_ids"]
+    engine = open_engine(lowered.path, bundle.path, 1, cache_dir)
+    assert complete(engine, asked, ids, Sampling(max_new_tokens=4))[1].ids
+    assert measure_parity(lowered.path, bundle.path, 1, cache_dir=cache_dir).passed
 
 
 def test_the_same_seed_gives_the_same_text_and_another_one_another(

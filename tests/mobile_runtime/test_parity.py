@@ -12,9 +12,11 @@ import pytest
 from mobile_runtime.engine import open_engine
 from mobile_runtime.parity import measure_parity, parity, require
 from mobile_runtime.report import ParityResult, as_json, read_report
+from pocketune import service_parity
 from protos.artifacts import open_artifact
 from protos.errors import ArtifactError, GateError, InputError
 from protos.golden import Golden, Rung, read_golden, write_golden
+from protos.progress import silent
 
 Measure = Callable[..., ParityResult]
 
@@ -286,6 +288,17 @@ def test_the_report_is_an_artifact_that_reads_back_and_is_reused(
     shutil.rmtree(out)
     again, _ = parity(world.base, world.adapters["ada"], out, 1, cache_dir=cache_dir)
     assert again.id == report.id  # seconds are no part of it
+
+
+def test_the_services_parity_leaves_the_users_weights_nowhere(world, tmp_path, monkeypatch) -> None:
+    """The runtime joins base and adapter in one file; it goes with the measurement."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    job = tmp_path / "job"
+    job.mkdir()
+    service_parity(str(world.base), str(world.adapters["ada"]), str(job / "parity"), 1, silent)
+    assert read_report(open_artifact(job / "parity", "ParityReport")).passed
+    assert [path.name for path in job.iterdir()] == ["parity"]
+    assert not list(tmp_path.rglob("*.ptd"))
 
 
 def test_the_report_holds_every_figure(world, measure) -> None:

@@ -1,5 +1,6 @@
 """A probe says what operators give on the device, and parity with it which one is at fault."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from mobile_runtime.compare import noise_share
+from mobile_runtime.gates import NOT_RUN
 from mobile_runtime.parity import measure_parity, require
 from mobile_runtime.probe import device_operators
 from protos.artifacts import open_artifact
@@ -147,3 +149,40 @@ def test_a_probe_needs_a_base_and_no_merged_bundle(world, merged_bundle, probe, 
         measure_parity(None, merged_bundle, 1, cache_dir=cache_dir, probe=probe)
     with pytest.raises(UnsupportedError, match="merged its own"):
         measure_parity(world.base, merged_bundle, 1, cache_dir=cache_dir, probe=probe)
+
+
+def not_run_here(directory: Path) -> None:
+    """As bundles for Core ML and Vulkan say it."""
+    file = directory / "adapter.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "runs_here": False}))
+
+
+def test_a_wrong_probe_is_refused_before_anything_is_replayed(
+    world, merged_bundle, probe, reseal, cache_dir
+) -> None:
+    other = reseal(probe, lambda _: None, {"base_bundle": "0" * 64})
+    unrun = reseal(merged_bundle, not_run_here)
+    wrong = [
+        (world.adapters["ada"], other, MismatchError, "made for the base bundle 0000"),
+        (merged_bundle, probe, UnsupportedError, "merged its own"),
+        (unrun, probe, UnsupportedError, "merged its own"),
+    ]
+    said: list[str] = []
+    for adapter, given, error, message in wrong:
+        with pytest.raises(error, match=message):
+            measure_parity(
+                world.base, adapter, 1, lambda what, _: said.append(what), cache_dir, given
+            )
+    assert not said
+
+
+def test_a_bundle_that_is_not_run_here_is_held_against_the_base_that_is_given(
+    world, merged_bundle, reseal
+) -> None:
+    unrun = reseal(merged_bundle, not_run_here)
+    result = measure_parity(world.base, unrun, 1)
+    assert result.stage_at_fault == NOT_RUN
+    assert result.digests["base_bundle"] == open_artifact(world.base).id
+    other = reseal(world.base, lambda _: None, {"base_model": "0" * 64})
+    with pytest.raises(MismatchError, match="is of 0000"):
+        measure_parity(other, unrun, 1)

@@ -52,6 +52,10 @@ TEMPLATES = [
     "{%- set ns = namespace(n=0) -%}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
     "{{ ns.n }}",
     "{{ strftime_now('%Y') }}",
+    "{% if tools is not none %}Tools: {{ tools }}{% endif %}"
+    "{% if documents is not none %}Documents{% endif %}{{ messages[0].content }}",
+    "{{ messages | tojson(ensure_ascii=False) }} {{ messages | tojson(True) }} "
+    "{{ messages | tojson(separators=(',', ':'), sort_keys=True) }}",
 ]
 
 
@@ -93,6 +97,14 @@ def with_template(prompt: Prompt, template: str, kind: str) -> Prompt:
 def test_a_template_that_refuses_says_so(prompt) -> None:
     with pytest.raises(InputError, match="no system role"):
         with_template(prompt, "{{ raise_exception('no system role') }}", "chat").render("x")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ messages | tojson(html=True) }}", "{{ 1 + 'x' }}", "{{ 'x'.index('y') }}"]
+)
+def test_a_template_that_calls_for_what_is_not_there_is_one_error(prompt, template) -> None:
+    with pytest.raises(InputError, match=r"prompt\.json: the template refuses this prompt"):
+        with_template(prompt, template, "chat").render("x")
 
 
 def test_a_template_cannot_leave_the_sandbox(prompt) -> None:

@@ -38,7 +38,7 @@ def test_a_number_is_off_by_half_a_step_of_the_largest_of_its_64_at_most() -> No
     assert off.max() > 0
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-4, 1.0, 3e38])
+@pytest.mark.parametrize("size", [1e-45, 1e-40, 2e-37, 5e-37, 2e-36, 1e-30, 1e-4, 1.0, 3e38])
 def test_rounding_again_changes_nothing_and_packing_loses_nothing(size) -> None:
     numbers = np.random.default_rng(1).uniform(-1, 1, 20 * BLOCK + 7) * size
     once = rounded(numbers.astype(np.float32))
@@ -47,6 +47,18 @@ def test_rounding_again_changes_nothing_and_packing_loses_nothing(size) -> None:
     whole = ptd(once.tolist())
     assert unpack(pack(whole)) == (whole, HEAD)
     assert len(pack(whole)) < 0.32 * len(whole)
+
+
+def test_blocks_whose_step_is_below_the_normal_numbers_are_zeros() -> None:
+    """127 steps of 2^-126 are the least block that stays."""
+    normal = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) * np.float32(2e-37)
+    assert np.array_equal(rounded(rounded(normal)), rounded(normal))
+    least = np.zeros(2 * BLOCK, np.float32)
+    least[0], least[BLOCK] = 127 * 2.0**-126, 126 * 2.0**-126
+    once = rounded(least)
+    assert once[0] == least[0]
+    assert not once[1:].any()
+    unpack(pack(ptd(rounded(normal).ravel().tolist())))
 
 
 def test_zeros_stay_zeros() -> None:

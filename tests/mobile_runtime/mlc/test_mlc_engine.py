@@ -143,7 +143,7 @@ def test_what_the_export_writes_is_read(
     from export.adapter import export_adapter
     from export.base import export_base
 
-    base = export_base(str(model_dir), tmp_path / "base", "mlc-q0f32", context_length=64)
+    base = export_base(str(model_dir), tmp_path / "base", "mlc-q0f32", context_length=96)
     ids = [3, 40, 41, 77, 120, 200, 9, 33]
     for mode in ("lora-parameters", "merged"):
         out = export_adapter(
