@@ -16,6 +16,7 @@ from export.families import ARCHITECTURES
 from export.reference import Reference, continuations, whole_rows
 from protos.artifacts import Artifact
 from protos.golden import sketch
+from tests.export.test_lowering import _hold_to_fake_quant
 
 IDS = [7, 44, 130, 201, 9, 77, 15, 230, 61, 5, 99, 12, 180, 33, 21, 64, 250, 8, 90, 140, 71, 3]
 WINDOW = 6
@@ -92,6 +93,25 @@ def test_program_with_an_adapter_is_pefts_model_in_one_chunk_and_in_several(
     for start, end in ((0, 5), (5, 16), (16, len(IDS))):
         last = phone(IDS[start:end], start)
         assert (last - expected[end - 1]).abs().max() <= 1e-4
+
+
+ONE_LAYER = {
+    "Phi3": FAMILIES["Phi 3, rope on a part, a window"][1],
+    "SmolLM3": {"no_rope_layers": [0]},
+    "Gemma3": FAMILIES["Gemma 3, two ropes, a window"][1] | {"layer_types": ["sliding_attention"]},
+}
+"""Lowering in int4 takes twice as long, so one layer has to do."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ONE_LAYER)
+def test_the_default_recipe_matches_eager_of_the_same_weights(
+    family, tiny_base, tmp_path, base_device
+):
+    options = {"num_hidden_layers": 1} | ONE_LAYER[family]
+    base = make_model(tmp_path / family, tiny_base, family, options)
+    bundle = export_base(str(base), tmp_path / "b", "executorch-xnnpack-8da4w", rank=2)
+    _hold_to_fake_quant(bundle, base_device(bundle))
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if "window" in name])
