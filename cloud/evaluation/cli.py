@@ -56,8 +56,8 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--suite",
     type=click.Choice(SUITES),
-    help="Instead of --data: the users of the bundled world, all of its tasks one after the "
-    "other. Options that are not given are those of `demo`.",
+    help="Instead of --data: the users of the bundled world, a task after the other: those that "
+    "the bundled models know, or with --base all. Options that are not given are those of `demo`.",
 )
 @click.option(
     "--quick",
@@ -181,8 +181,8 @@ def eval_command(
     arms = arms or (QUICK_ARMS if quick else ",".join(DEFAULT))
     if suite:
         given |= _pocket_options(QUICK_OPTIONS if quick else {})
-        data = world_users(split, None if quick else users, out / "users")
-        others = others or contributors(arms, out / "contributors")
+        data = bundled_users(base, split, None if quick else users, out / "users")
+        others = others or contributors(base, arms, out / "contributors")
     base = base or str(POCKET_BASE)
     places = task_folders(data, out) if data else {out: list(profiles)}
     if plots:
@@ -248,22 +248,25 @@ def _pocket_options(others: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def world_users(split: str, users: int | None, out: Path) -> tuple[Path, ...]:
-    """The folders of the pocket world's users, a task each, written into `out`."""
-    from cloud.pocket.world import WORLDS, write_users
+def bundled_users(base: str | None, split: str, users: int | None, out: Path) -> tuple[Path, ...]:
+    """The folders of the pocket world's users, a task each, written into `out`.
 
-    folders = {task: out / task for task in WORLDS}
+    base: None for the bundled one, which does not know every task.
+    """
+    from cloud.pocket.world import BUNDLED, WORLDS, write_users
+
+    folders = {task: out / task for task in (WORLDS if base else BUNDLED)}
     for task, folder in folders.items():
         write_users(task, split, folder, users)
     return tuple(folders.values())
 
 
-def contributors(arms: str, out: Path) -> tuple[Path, ...]:
+def contributors(base: str | None, arms: str, out: Path) -> tuple[Path, ...]:
     """Other users of the pocket world, for the arm that learns from them."""
     from cloud.evaluation.arms import TASK
 
     wanted = TASK in [name.strip() for name in arms.split(",")]
-    return world_users("train", CONTRIBUTORS, out) if wanted else ()
+    return bundled_users(base, "train", CONTRIBUTORS, out) if wanted else ()
 
 
 def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:

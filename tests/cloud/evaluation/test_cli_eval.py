@@ -372,7 +372,7 @@ def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withd
         open_artifact(out / "task" / "adapter", "Adapter")
 
 
-def test_the_suite_is_the_users_of_every_task_of_the_world(tmp_path: Path, tiny_base: Path) -> None:
+def test_the_suite_is_the_bundled_users_of_every_task(tmp_path: Path, tiny_base: Path) -> None:
     from cloud.pocket.world import WORLDS, write_users
 
     out = tmp_path / "out"
@@ -396,7 +396,7 @@ def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_m
 ) -> None:
     """With the arm `task`, which learns from users that neither split for measuring holds."""
     from cloud.evaluation import cli
-    from cloud.pocket.world import WORLDS
+    from cloud.pocket.world import BUNDLED
 
     monkeypatch.setattr(cli, "CONTRIBUTORS", 1)
     out = tmp_path / "out"
@@ -406,8 +406,8 @@ def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_m
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     made = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["task"] for each in made] == list(WORLDS)
-    for task in WORLDS:
+    assert [each["task"] for each in made] == list(BUNDLED)
+    for task in BUNDLED:
         found = json.loads((out / task / "evaluation" / "evaluation.json").read_text())
         assert [user["items"] for user in found["users"]] == [4]
         options = {**found["config"]["augment"], **found["config"]["train"]}
