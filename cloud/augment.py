@@ -109,7 +109,7 @@ def augment(
 
     Args:
         judge: another teacher, whose mark every candidate must reach. calls: prices, for accounts.
-            beside: where else answers are kept, for Datasets of one profile that share them.
+        beside: where else answers are kept, for Datasets of one profile that share them.
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.

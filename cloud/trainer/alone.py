@@ -90,18 +90,6 @@ def fit_alone(
     Raises:
         UnsupportedError: the model cannot compute its activations again, as the config asks.
     """
-    with _recomputing(model.get_base_model(), config.gradient_checkpointing):
-        return _fit(model, rows, valid, config, checkpoint, progress)
-
-
-def _fit(
-    model: PeftModel,
-    rows: Sequence[Example],
-    valid: Sequence[Example],
-    config: TrainConfig,
-    checkpoint: Path,
-    progress: Progress,
-) -> State:
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -115,14 +103,15 @@ def _fit(
     while state.step < last and len(state.history) - 1 - state.best_epoch < config.patience:
         epoch = state.step // per_epoch
         train_loss = 0.0
-        for batch in batches(rows, config, epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * schedule(state.step, last, config.warmup)
-            loss = _step(model, batch, optimizer, list(parameters.values()))
-            require_finite(loss, state.step, config)
-            train_loss += loss / per_epoch
-            state.step += 1
-            progress(f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f}", state.step / last)
+        with _recomputing(model.get_base_model(), config.gradient_checkpointing):
+            for batch in batches(rows, config, epoch):
+                for group in optimizer.param_groups:
+                    group["lr"] = config.learning_rate * schedule(state.step, last, config.warmup)
+                loss = _step(model, batch, optimizer, list(parameters.values()))
+                require_finite(loss, state.step, config)
+                train_loss += loss / per_epoch
+                state.step += 1
+                progress(f"epoch {epoch + 1}/{config.epochs} loss {loss:.3f}", state.step / last)
         valid_loss = _loss(model, valid)
         require_finite(valid_loss, state.step, config, "validation")
         state.history.append({"train_loss": train_loss, "valid_loss": valid_loss})
