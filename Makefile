@@ -24,7 +24,7 @@ demo: setup ## the main job on the bundled models, for one bundled user
 	$(BIN)/pocketune demo --out $(OUT)
 
 test: setup ## all tests, two folders at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 check: setup ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,19 @@ CHAT_TEMPLATE = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares lowered bases and servers, a folder below `tests/`, stays in one process."""
-    for item in items:
-        folders = item.path.relative_to(Path(__file__).parent).parts[:-1]
-        item.add_marker(pytest.mark.xdist_group("/".join(folders[:2])))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What shares lowered bases and servers, a folder below `tests/`, stays in one process.
+
+    xdist's own groups, which are marks, do not reach its scheduler under pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "/".join(nodeid.partition("::")[0].split("/")[1:-1][:2])
+
+    return ByFolder(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
