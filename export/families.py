@@ -19,7 +19,8 @@ _WINDOWED = frozenset(ARCHITECTURES) - {"LlamaForCausalLM"}
 """Those whose model code has sliding windows."""
 MIN_CONTEXT = 64
 """A golden's continuation takes 32 positions, and a prompt has to fit before it."""
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_LONGROPE = ("Phi3ForCausalLM",)
+"""Those with longrope, up to the length beyond which it changes: `BaseModel.max_context`."""
 
 
 def check_family(base: BaseModel) -> None:
@@ -40,8 +41,8 @@ def check_family(base: BaseModel) -> None:
         missing.append("attention to what comes later")
     missing += [
         f"rope type {rope!r}, which depends on the length of the text"
-        for rope in _rope_types(config)
-        if rope in _LENGTH_DEPENDENT_ROPE
+        for rope in (rope["rope_type"] for rope in base.ropes)
+        if rope == "dynamic" or (rope == "longrope" and base.architecture not in _LONGROPE)
     ]
     if config.get("quantization_config"):
         missing.append("weights that are quantized already; export the float model")
@@ -54,12 +55,19 @@ def choose_context(base: BaseModel, recipe: Recipe, wanted: int | None) -> int:
     it has fewer.
 
     Raises:
-        UnsupportedError: more than the model was made for. InputError: too few for the goldens.
+        UnsupportedError: more than one cache can hold. InputError: too few for the goldens.
     """
     chosen = min(base.max_context, recipe.context_length) if wanted is None else wanted
     if chosen > base.max_context:
+        why = ""
+        if base.max_context < base.max_positions:
+            why = (
+                f" (of {base.max_positions}) up to which its longrope has one set of factors; "
+                "beyond them the keys in the KV cache would be wrong"
+            )
         raise UnsupportedError(
             f"context length {chosen} is more than the {base.max_context} positions of {base.name}"
+            f"{why}"
         )
     if chosen < MIN_CONTEXT:
         raise InputError(f"context length {chosen} is too short, at least {MIN_CONTEXT} is needed")
@@ -74,13 +82,3 @@ def slides(config: dict[str, Any]) -> bool:
     window = config.get("sliding_window")
     used = config.get("use_sliding_window", window is not None)
     return bool(window and used) or "sliding_attention" in (config.get("layer_types") or [])
-
-
-def _rope_types(config: dict[str, Any]) -> list[str]:
-    """In transformers 5 it is `rope_parameters`, also one for each type of layer; before it was
-    `rope_scaling` with `type`.
-    """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    layered = [value for value in rope.values() if isinstance(value, dict)]
-    named = [part.get("rope_type", part.get("type")) for part in layered or [rope]]
-    return [name for name in named if name]

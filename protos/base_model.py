@@ -28,6 +28,11 @@ PLAIN_TEMPLATE = "{content}\n"
 """How a base model without a chat template is asked: the content and a line break."""
 _MODEL_FILES = ("config.json", "generation_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_OLDER_ROPES = {"su": "longrope", "yarn": "longrope"}
+"""What Phi 3's first files call their rope -> what transformers makes of it."""
+_ORIGINAL = "original_max_position_embeddings"
+_ORIGINAL_OF_PHI3 = 4096
+"""What transformers takes where a Phi 3's config has no such key of its own."""
 _HUB_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model")
 
 
@@ -49,9 +54,44 @@ class BaseModel:
         return self.config["architectures"][0]
 
     @property
-    def max_context(self) -> int:
+    def max_positions(self) -> int:
         """The most positions that the model was made for."""
         return int(self.config.get("max_position_embeddings", 2048))
+
+    @property
+    def max_context(self) -> int:
+        """The most positions that one KV cache can hold: with longrope, its original length.
+
+        A longer text is rotated by other factors from its first position on, so that the keys which
+        a cache has from before would be wrong.
+        """
+        named = self.config.get(_ORIGINAL, _ORIGINAL_OF_PHI3 if self._is_phi3 else None)
+        lengths = [
+            int(named or rope.get(_ORIGINAL) or self.max_positions)
+            for rope in self.ropes
+            if rope["rope_type"] == "longrope"
+        ]
+        return min([self.max_positions, *lengths])
+
+    @property
+    def ropes(self) -> list[dict[str, Any]]:
+        """Parameters of its rotary embeddings, one for all layers or for each type of them, with
+        `rope_type` as transformers understands it.
+
+        In transformers 5 they are `rope_parameters`, before they were `rope_scaling` with `type`.
+        """
+        older = _OLDER_ROPES if self._is_phi3 else {}
+        found: list[dict[str, Any]] = []
+        for rope in (self.config.get("rope_parameters"), self.config.get("rope_scaling")):
+            layered = [part for part in (rope or {}).values() if isinstance(part, dict)]
+            for part in layered or [rope or {}]:
+                name: Any = part.get("rope_type", part.get("type"))
+                found.append(part | {"rope_type": older.get(name, name)})
+        return found
+
+    @property
+    def _is_phi3(self) -> bool:
+        return self.config.get("model_type") == "phi3"
 
 
 def open_base(base: str) -> BaseModel:

@@ -94,7 +94,7 @@ class HuggingFaceTeacher:
             return max(len(ids) for ids in self._words(labels)["input_ids"]) + _LABEL_ROOM
         blocks = [task.shot(shot.input, shot.output) for shot in ask.shots]
         lengths = [len(ids) for ids in self._words(blocks)["input_ids"]]
-        short = [length for length in lengths if length * 3 <= self.base.max_context]
+        short = [length for length in lengths if length * 3 <= self.base.max_positions]
         return ask.count * (max(short or lengths) * 3 // 2 + 8)
 
     def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
@@ -105,14 +105,14 @@ class HuggingFaceTeacher:
         tails = [ask.shots[first:] for first in range(len(ask.shots))]
         for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
             ids = self._ids(task, replace(ask, shots=shots))
-            if len(ids) + room <= self.base.max_context:
+            if len(ids) + room <= self.base.max_positions:
                 return ids
         longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
         if ask.kind == "answer" and len(ask.text) == longest:
             return []
         raise InputError(
             f"an item of {longest:,} characters does not fit the teacher's context of "
-            f"{self.base.max_context} tokens; take a teacher with a longer context, or a lower "
+            f"{self.base.max_positions} tokens; take a teacher with a longer context, or a lower "
             "--max-chars, which leaves long items out of what is shown"
         )
 

@@ -18,7 +18,7 @@ from cloud.trainer.lora import Routing, hooked
 from cloud.trainer.loss import losses
 from cloud.trainer.memory import Budget, saved_bytes, scaled_bytes
 from cloud.trainer.norm import lean
-from cloud.trainer.packing import Example, Piece, Row, groups, pack
+from cloud.trainer.packing import MULTIPLE, Example, Piece, Row, groups, pack
 from protos.errors import InputError
 from protos.progress import Progress
 
@@ -36,8 +36,7 @@ def unsupported(model: Any, layers: Sequence[str]) -> str | None:
         return f"the base itself asks for dropout ({', '.join(dropping)})"
     if getattr(config, "use_bidirectional_attention", False):
         return "its attention is bidirectional"
-    rope = str(getattr(config, "rope_parameters", ""))
-    if "'dynamic'" in rope or "'longrope'" in rope:
+    if _changes(config.rope_parameters):
         return "its rotary embedding depends on the longest sequence of a batch"
     head = model.get_output_embeddings()
     for name in layers:
@@ -45,6 +44,17 @@ def unsupported(model: Any, layers: Sequence[str]) -> str | None:
         if not isinstance(layer, torch.nn.Linear) or layer is head:
             return f"{name} is no linear layer inside of the decoder"
     return None
+
+
+def _changes(rope: dict[str, Any]) -> bool:
+    """Whether a row's longest sequence may change the rotary embedding of all.
+
+    Longrope's changes beyond its original length, which no example exceeds (they are cut to
+    `BaseModel.max_context`), nor any filler, which is shorter than `MULTIPLE`.
+    """
+    if rope.get("rope_type") == "longrope":
+        return rope["original_max_position_embeddings"] < MULTIPLE
+    return "'dynamic'" in str(rope) or "'longrope'" in str(rope)
 
 
 def fit(

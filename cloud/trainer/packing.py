@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_MULTIPLE = 64
+MULTIPLE = 64
+"""Filler is shorter than this."""
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,14 @@ def pack(pieces: Sequence[Piece], device: torch.device) -> Row:
             lengths.append(length)
             predicting += range(len(ids) - learned - 1, len(ids) - 1)
             owners += [owner] * learned
-        if filler := -len(ids) % _MULTIPLE:
+        if filler := -len(ids) % MULTIPLE:
             ids += [0] * filler
             lengths.append(filler)
         segments.append(Segment(owner, start, len(ids), own))
         read = set(predicting[first:])
         others = [at for at in range(start, len(ids)) if at not in read]
         before = len(needed)
-        needed += [*predicting[first:], *others[: -len(read) % _MULTIPLE]]
+        needed += [*predicting[first:], *others[: -len(read) % MULTIPLE]]
         needed_segments.append(Segment(owner, before, len(needed), own))
     positions = [position for length in lengths for position in range(length)]
     return Row(

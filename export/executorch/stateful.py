@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from export.executorch.wrapper import CacheOfContext
+from export.executorch.wrapper import CacheOfContext, pin_longrope
 
 _HIDDEN = -1e4
 """Added to a hidden score: within float16, and exp of it is zero."""
@@ -29,6 +29,7 @@ class StatefulModule(CacheOfContext):
         config = cast("Any", model).config
         super().__init__(config, context_length)
         cast("Any", model).set_attn_implementation("sdpa")
+        pin_longrope(model)
         shape = (1, config.num_key_value_heads, context_length, self.width)
         for layer in range(config.num_hidden_layers):
             self.register_buffer(f"k_cache_{layer}", torch.zeros(shape))

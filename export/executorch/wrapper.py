@@ -119,6 +119,7 @@ class RunnerModule(nn.Module):
         _register_attention()
         cast("Any", model).set_attn_implementation(_ATTENTION)
         _spell_out_gelu(model)
+        pin_longrope(model)
         self.model = model
         self.cache = KvCache(model.config, context_length)
         self.context_length = context_length
@@ -142,6 +143,17 @@ class RunnerModule(nn.Module):
             kv_cache=self.cache,
         )
         return output.logits[:, -1, :]
+
+
+def pin_longrope(model: nn.Module) -> None:
+    """Keep longrope's short factors, with which a model loads.
+
+    transformers chooses between them and the long ones in every call, by its last position; no
+    context is so long (`BaseModel.max_context`), and a traced choice would be part of the program.
+    """
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":
+            cast("Any", module).rope_type = "default"
 
 
 def _spell_out_gelu(model: nn.Module) -> None:

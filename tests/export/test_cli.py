@@ -117,6 +117,7 @@ def test_backends_that_cannot_be_had_say_what_they_need(recipe, needed, llama, t
         ({"sliding_window": 64}, "sliding window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding window"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "dynamic"),
+        ({"rope_scaling": {"type": "longrope"}}, "longrope"),
         (
             {
                 "rope_parameters": {

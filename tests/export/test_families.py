@@ -11,10 +11,14 @@ import pytest
 import torch
 
 from export.adapter import export_adapter
-from export.base import export_base
+from export.base import check_export, export_base
+from export.executorch.stateful import StatefulModule
+from export.executorch.wrapper import RunnerModule
 from export.families import ARCHITECTURES
 from export.reference import Reference, continuations, whole_rows
 from protos.artifacts import Artifact
+from protos.base_model import open_base
+from protos.errors import UnsupportedError
 from protos.golden import sketch
 from tests.export.test_lowering import _hold_to_fake_quant
 
@@ -25,6 +29,7 @@ SHAPE = {
     "num_key_value_heads": 2, "max_position_embeddings": 96, "eos_token_id": 2, "bos_token_id": 1,
     "pad_token_id": 0,
 }  # fmt: skip
+LONGROPE = "Phi 3, longrope on a part"
 FAMILIES = {
     "Llama 3, its rope": ("Llama", {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
@@ -46,6 +51,14 @@ FAMILIES = {
         "sliding_window": WINDOW,
         "rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+        },
+    }),
+    LONGROPE: ("Phi3", {
+        "max_position_embeddings": 192, "original_max_position_embeddings": 96,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75,
+            "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+            "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 12.0],
         },
     }),
 }  # fmt: skip
@@ -168,6 +181,40 @@ def test_a_reference_says_in_two_steps_what_the_model_says_in_one(
     with torch.no_grad():
         said = model(input_ids=ids, use_cache=False).logits
     assert (reference.logits(reference.states(ids)) - said).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(("module", "count"), [(RunnerModule, 7), (StatefulModule, 1)])
+def test_what_is_traced_has_longropes_short_factors_and_no_choice(
+    module, count, tiny_base, tmp_path
+):
+    from transformers import AutoModelForCausalLM
+
+    base = make_model(tmp_path / "phi", tiny_base, *FAMILIES[LONGROPE])
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    parts = [torch.tensor([IDS[start : start + count]]) for start in range(0, 21, count)]
+    with torch.no_grad():
+        expected = model(input_ids=torch.tensor([IDS])).logits[0]
+        wrapped = module(model, 96).eval()
+        traced = torch.export.export(wrapped, (parts[0], torch.tensor([0])), strict=False)
+        program = traced.module()
+        said = [program(part, torch.tensor([at * count]))[0] for at, part in enumerate(parts)]
+    assert (torch.stack(said) - expected[count - 1 : 21 : count]).abs().max() <= 1e-5
+    assert torch.ops.aten.max.default not in {node.target for node in traced.graph.nodes}
+
+
+@pytest.mark.parametrize("name", ["longrope", "su", "yarn"])
+def test_longrope_has_a_context_up_to_its_original_length(name, tiny_base, tmp_path):
+    base = make_model(tmp_path / "phi", tiny_base, *FAMILIES[LONGROPE])
+    config = json.loads((base / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    del rope["rope_type"]
+    config["rope_scaling"] = rope | {"type": name}
+    (base / "config.json").write_text(json.dumps(config))
+    opened = open_base(str(base))
+    assert check_export(opened, "executorch-xnnpack-fp32", 4, None)[1] == 96
+    says = "97 is more than the 96 positions of phi .of 192. up to which its longrope has one"
+    with pytest.raises(UnsupportedError, match=says):
+        check_export(opened, "executorch-xnnpack-fp32", 4, 97)
 
 
 def test_every_family_has_a_model_here():

@@ -1,4 +1,7 @@
-"""Tokenizers: those whose added tokens go beyond the model are cut down, wrong ones are refused."""
+"""Tokenizers: those whose added tokens go beyond the model are cut down, wrong ones are refused.
+
+Contexts: with longrope they end where transformers changes its factors.
+"""
 
 import json
 import shutil
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from protos.base_model import load_tokenizer, open_base, prompt_ids
+from protos.base_model import BaseModel, load_tokenizer, open_base, prompt_ids, skeleton
 from protos.errors import MismatchError
 
 IMAGE = "<image_soft_token>"
@@ -39,6 +42,45 @@ def alter(base: Path, change) -> None:
     state = json.loads(file.read_text())
     change(state)
     file.write_text(json.dumps(state))
+
+
+FACTORS = {"short_factor": [1.1] * 8, "long_factor": [2.0] * 8}
+
+
+def longrope(model_type: str, key: str, top: int | None, **rope) -> dict:
+    """A config that names its original length beside its rope's parameters (`top`), or in them."""
+    config = {
+        "model_type": model_type, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 32,
+        "num_hidden_layers": 1, "max_position_embeddings": 8192, "pad_token_id": 0,
+        "rope_theta": 10000.0, key: FACTORS | rope,
+    }  # fmt: skip
+    return config | ({"original_max_position_embeddings": top} if top else {})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        longrope("phi3", "rope_scaling", 2048, type="longrope"),
+        longrope("phi3", "rope_scaling", 2048, type="yarn"),
+        longrope("phi3", "rope_scaling", 2048, type="su", original_max_position_embeddings=2048),
+        longrope("phi3", "rope_parameters", 2048, rope_type="longrope"),
+        longrope("phi3", "rope_parameters", None, rope_type="longrope"),
+        longrope("llama", "rope_scaling", 2048, type="longrope"),
+        longrope(
+            "llama", "rope_parameters", None, rope_type="longrope",
+            original_max_position_embeddings=1024,
+        ),
+        longrope("llama", "rope_parameters", None, rope_type="longrope"),
+    ],
+)  # fmt: skip
+def test_a_context_ends_where_transformers_changes_longropes_factors(tmp_path, config) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = BaseModel(tmp_path, "base", "0" * 64, config)
+    understood = skeleton(base).config.rope_parameters
+    assert understood["rope_type"] == "longrope"
+    assert [rope["rope_type"] for rope in base.ropes if rope["rope_type"]] == ["longrope"]
+    assert base.max_context == understood["original_max_position_embeddings"]
+    assert base.max_positions == 8192
 
 
 @pytest.mark.parametrize("word", [False, True])

@@ -31,6 +31,14 @@ FAMILIES = {
     "phi3": {"sliding_window": WINDOW},
 }  # fmt: skip
 
+LONGROPE = {
+    "original_max_position_embeddings": 64, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 10000.0,
+        "short_factor": [1.0, 1.1, 1.3, 1.6, 2.0, 2.5],
+        "long_factor": [1.5, 2.0, 3.0, 5.0, 8.0, 12.0],
+    },
+}  # fmt: skip
+
 
 SEEDS = {"phi3": 4}
 """Of the weights, else 3. With 3, one gradient of Phi 3's second user is nothing but rounding,

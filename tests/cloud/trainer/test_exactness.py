@@ -15,6 +15,7 @@ from cloud.trainer.packing import Example, Piece, Segment
 from protos.progress import silent
 from tests.cloud.trainer.conftest import (
     FAMILIES,
+    LONGROPE,
     User,
     cross_entropy,
     make_model,
@@ -72,9 +73,15 @@ def losses_of(learner: Learner) -> list[float]:
     return [entry["valid_loss"] for entry in learner.state.history]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_each_adapter_is_that_of_peft_training_the_user_alone(family: str, tmp_path: Path) -> None:
-    model = make_model(family)
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [*((family, {}) for family in FAMILIES), ("phi3", LONGROPE)],
+    ids=[*FAMILIES, "phi3 with longrope"],
+)
+def test_each_adapter_is_that_of_peft_training_the_user_alone(
+    family: str, changes: dict, tmp_path: Path
+) -> None:
+    model = make_model(family, **changes)
     model.set_attn_implementation("eager")
     together = users()
     for learner, user in zip(trained(model, together, tmp_path), together, strict=True):
@@ -203,6 +210,7 @@ def test_the_losses_are_those_of_the_model_with_its_adapter(tmp_path: Path) -> N
         ("phi3", {"resid_pdrop": 0.1}, "dropout (resid_pdrop)"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
          "longest sequence"),
+        ("phi3", LONGROPE | {"original_max_position_embeddings": 48}, "longest sequence"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_packed_is_named(family: str, changes: dict, says: str) -> None:
