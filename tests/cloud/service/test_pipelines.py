@@ -390,6 +390,8 @@ def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path
         service.operations.CancelOperation(longrunning.CancelOperationRequest(name=bob.name))
         service.until(lambda: service.get(bob).done)
         assert service.get(bob).error.code == grpc.StatusCode.CANCELLED.value[0]
+        folders = [path.name.partition(".")[0] for path in (service.data / "scratch").iterdir()]
+        assert sorted(f"operations/{uid}" for uid in folders) == sorted([ann.name, cid.name])
         for operation, user, epochs in ((ann, "ann", 3), (cid, "cid", 2)):
             done = service.done(operation)
             assert service.metadata(done).attempt == 1
