@@ -502,7 +502,17 @@ def _service_stages() -> Tools:
     """What the service's jobs need from outside of `cloud`; these run in child processes."""
     from cloud.service.stages.site import Tools
 
-    return Tools(service_export_base, service_export_adapter, service_parity)
+    return Tools(service_check_export, service_export_base, service_export_adapter, service_parity)
+
+
+def service_check_export(
+    base: str, recipe: str, rank: int, context: int | None, threads: int, progress: Progress
+) -> None:
+    """Say for the service what could not be lowered."""
+    from export.base import check_export
+    from protos.base_model import open_base
+
+    check_export(open_base(base), recipe, rank, context)
 
 
 def service_export_base(

@@ -109,7 +109,7 @@ class _Keeper:
         try:
             return name, self._job.space.store(name, link, digest_file(link), self._job.check)
         finally:
-            link.unlink()
+            link.unlink(missing_ok=True)
 
     def _replace(self, files: Sequence[StoredFile]) -> None:
         operation, space = self._job.operation, self._job.space

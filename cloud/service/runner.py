@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -194,10 +193,8 @@ class Runner:
 
     def _clean(self, row: Row[Any]) -> None:
         """Leave nothing of the operation but its results; before its end, so that it is sure."""
-        shutil.rmtree(
-            scratch.path(self._settings.resolved_scratch_dir, row.uid, row.attempt),
-            ignore_errors=True,
-        )
+        root = self._settings.resolved_scratch_dir
+        scratch.discard(scratch.path(root, row.uid, row.attempt))
         if row.user_uid:
             with contextlib.suppress(PocketuneError):  # an erased user has none
                 checkpoints.drop(self._database, self._vault, row)

@@ -8,6 +8,7 @@ that host that takes the operation, or starts, and by the sweeper.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def folder(root: Path, uid: str, attempt: int) -> Path:
     """Make the folder of an attempt, and remove those of the attempts before it."""
     for other in root.glob(f"{uid}.*"):
         if other.name != f"{uid}.{attempt}":
-            shutil.rmtree(other, ignore_errors=True)
+            discard(other)
     mine = path(root, uid, attempt)
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     mine.mkdir(exist_ok=True, mode=0o700)
@@ -34,7 +35,17 @@ def folder(root: Path, uid: str, attempt: int) -> Path:
 def remove(root: Path, uid: str) -> None:
     """Remove the folders of all attempts of an operation on this host."""
     for each in root.glob(f"{uid}.*"):
-        shutil.rmtree(each, ignore_errors=True)
+        discard(each)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder, also while somebody writes into it: it is renamed first, so that nothing
+    new gets in. One that is gone already is none to remove.
+    """
+    gone = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def sweep(root: Path, database: Database) -> int:

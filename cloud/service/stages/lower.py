@@ -39,6 +39,26 @@ def run(site: Site, job: Job) -> Result:
         return {"base_bundle": _found(site, connection, base, recipe)}
 
 
+def check(site: Site, job: Job, base: Row[Any], recipe: str) -> None:
+    """Refuse early what could not be lowered; what is lowered already could.
+
+    Raises:
+        InputError, UnsupportedError: the recipe, the model's family or the context.
+    """
+    with site.database.transaction() as connection:
+        if _found(site, connection, base, recipe):
+            return
+    job.in_child(
+        site.tools.check_export, str(site.base_model(job, base)), recipe,
+        *_shape(site), job.threads,
+    )  # fmt: skip
+
+
+def _shape(site: Site) -> tuple[int, int | None]:
+    """Rank and context length that bases are lowered for."""
+    return site.settings.lowered_rank, site.settings.context_length or None
+
+
 def _found(site: Site, connection: Connection, base: Row[Any], recipe: str) -> str | None:
     """The uid of the bundle, if there is one; an equal base's counts too, and gets a row here."""
     if row := artifacts_store.base_bundle(connection, base.uid, recipe):
@@ -55,11 +75,7 @@ def _found(site: Site, connection: Connection, base: Row[Any], recipe: str) -> s
 
 def _lower(site: Site, job: Job, base: Row[Any], recipe: str) -> None:
     model, out = site.base_model(job, base), job.folder / "base-bundle"
-    settings = site.settings
-    job.in_child(
-        site.tools.export_base, str(model), recipe, settings.lowered_rank,
-        settings.context_length or None, str(out), job.threads,
-    )  # fmt: skip
+    job.in_child(site.tools.export_base, str(model), recipe, *_shape(site), str(out), job.threads)
     bundle = open_artifact(Path(out), "BaseBundle")
     if bundle.manifest.parents["base_model"] != base.digest:
         raise MismatchError(f"bases/{base.base_id}: its files on this host were altered")

@@ -1,7 +1,8 @@
 """Prepare: find everything that an operation works on, and hold on to it by its uid.
 
 Out: uids, and `last_seq`: items that come in later are left out, so that a stage that runs again
-sees the same profile.
+sees the same profile. What could not be exported in the end is refused here, before a teacher is
+paid.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from sqlalchemy import Connection, Row, func, select
 from cloud.service import beginnings, names
 from cloud.service.pipeline import Job, Result
 from cloud.service.profiles import find_profile
+from cloud.service.stages import lower as lowering
 from cloud.service.stages.site import Site
 from cloud.service.tables import Item
 from protos.v1 import adapters_pb2, bases_pb2, bundles_pb2, profiles_pb2
@@ -49,7 +51,9 @@ def personalize(site: Site, job: Job) -> Result:
     with site.database.transaction(write=False) as connection:
         profile = _profile(connection, job, request.name)
         base = beginnings.find_base(connection, job.operation.tenant, request.base)
-        return {**_items(connection, profile), "base": base.uid, "recipe": request.recipe}
+        found = {**_items(connection, profile), "base": base.uid, "recipe": request.recipe}
+    lowering.check(site, job, base, request.recipe)
+    return found
 
 
 def lower(site: Site, job: Job) -> Result:

@@ -35,11 +35,14 @@ class Tools:
     The last argument of each is a `Progress`, the one before it the number of threads; `out` is
     where the artifact goes.
 
+    check_export: (base folder, recipe, rank, context length or None, …); raises what `export_base`
+    would, before it has written anything.
     export_base: (base folder, recipe, rank, context length or None, out, …).
     export_adapter: (adapter, BaseBundle, base folder, Dataset for its prompts or None, out, …).
     measure_parity: (BaseBundle, AdapterBundle, out, …); writes a ParityReport.
     """
 
+    check_export: Callable[..., None]
     export_base: Callable[..., None]
     export_adapter: Callable[..., None]
     measure_parity: Callable[..., None]

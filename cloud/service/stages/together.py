@@ -5,14 +5,13 @@ own operation. Out: each one's own end. Whoever finds nobody at it begins a roun
 there, or come within half a minute; who comes later waits for the next round. Who waits gives up
 its turn, so that the next one can come, and a round needs one turn however many are in it. Only
 the child is shared: lease, attempt, folder, checkpoint, progress, error and result stay each
-operation's own, and each goes on as soon as its own part is there. A worker that dies takes all of
-a round with it; each operation is then put back and goes on from its own checkpoint, as after any
-step.
+operation's own, and each goes on as soon as its own part is there. Who is cancelled leaves at once
+and takes its folder along, by which the child knows it. A worker that dies takes all of a round
+with it; each operation is then put back and goes on from its own checkpoint, as after any step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import defaultdict
@@ -24,7 +23,7 @@ from typing import Any
 
 import structlog
 
-from cloud.service import child
+from cloud.service import child, scratch
 from cloud.service.pipeline import Job
 from protos.artifacts import MANIFEST
 from protos.errors import PocketuneError
@@ -33,8 +32,6 @@ Key = tuple[str, ...]
 _POLL_S = 0.2
 _GATHER_S, _MOST_GATHER_S = 1.0, 30.0
 """How long the first one waits before a round: at least, and where others are on their way."""
-_LEAVE_S = 0.6
-_LEAVE, _LEFT = ".leave", ".left"
 _log = structlog.get_logger(__name__)
 
 
@@ -127,18 +124,13 @@ class Together:
             raise
 
     def _leave(self, key: Key, mine: _Waiting) -> None:
-        """Leave out this one; its folder may go then, for the child no longer writes into it."""
+        """Leave out this one: its folder goes, and the child asks for it between two steps."""
         with self._lock:
-            mine.has_left = True
             if mine in self._waiting[key]:
                 self._waiting[key].remove(mine)
                 return
-        with contextlib.suppress(OSError):
-            (mine.job.folder / _LEAVE).touch()
-        until = time.monotonic() + _LEAVE_S
-        while time.monotonic() < until and not (mine.job.folder / _LEFT).exists():
-            if mine.ended.wait(_POLL_S / 4):
-                return
+        scratch.discard(mine.job.folder)
+        mine.has_left = True
 
     def _rounds(self, key: Key, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         time.sleep(_GATHER_S)
@@ -185,29 +177,31 @@ def _round(
         number, _, text = message.partition(" ")
         group[int(number)].job.report(text, share)
 
+    def is_going() -> bool:
+        _clear(group)
+        return any(each.is_in() for each in group)
+
     given = ([each.member for each in group], *arguments, threads)
     errors: Sequence[Exception | None] | None = None
     try:
-        errors = child.run(
-            function, given, threads, told, lambda: any(each.is_in() for each in group)
-        )
+        errors = child.run(function, given, threads, told, is_going)
     except Exception as error:  # whatever it is, it is told to somebody or tried again
         _log.warning("steps failed together", members=len(group), error=type(error).__name__)
         if len(group) == 1:
             errors = [error]
+    _clear(group)
     for number, each in enumerate(group):
         each.error = errors[number] if errors else None
         each.ended.set()
 
 
+def _clear(group: Sequence[_Waiting]) -> None:
+    """Remove what the child has begun to write for one who left just before."""
+    for each in group:
+        if each.has_left:
+            scratch.discard(each.job.folder)
+
+
 def asked(folder: Path) -> Callable[[], bool]:
-    """In the child: whether the job with this folder is still in. No, and its thread knows it."""
-
-    def wanted() -> bool:
-        if (folder / _LEAVE).exists():
-            with contextlib.suppress(OSError):
-                (folder / _LEFT).touch()
-            return False
-        return folder.exists()
-
-    return wanted
+    """In the child: whether the job with this folder is still in."""
+    return folder.exists

@@ -21,9 +21,9 @@ from cloud.service.pipeline import Job, Result
 from cloud.service.stages import together
 from cloud.service.stages.site import Site, base_of, open_checked, user_of
 from cloud.train import TrainConfig
-from protos.artifacts import open_artifact
+from protos.artifacts import Artifact, open_artifact
 from protos.base_model import BaseModel, skeleton
-from protos.errors import PocketuneError
+from protos.errors import InputError, PocketuneError
 from protos.progress import Progress
 from protos.v1 import adapters_pb2, profiles_pb2
 
@@ -74,20 +74,33 @@ def train_members(
     jobs_at_once: of this worker, each of which may be a training; they share what is free.
     """
     model = open_checked(base, digest)
+    opened = [_dataset(member) for member in members]
 
     def numbered(number: int) -> Progress:
         return lambda message, share: progress(f"{number} {message}", share)
 
     asked = [
         cloud.train.Member(
-            open_artifact(Path(member.dataset), "Dataset"), Path(member.out), member.config,
+            dataset, Path(member.out), member.config,
             together.asked(Path(member.out).parent), numbered(number),
         )
-        for number, member in enumerate(members)
+        for number, (member, dataset) in enumerate(zip(members, opened, strict=True))
+        if isinstance(dataset, Artifact)
     ]  # fmt: skip
     memory = None if jobs_at_once == 1 else _memory_budget(members, model, jobs_at_once)
-    made = cloud.train.train_many(asked, model, threads, memory)
-    return [each if isinstance(each, PocketuneError) else None for each in made]
+    made = iter(cloud.train.train_many(asked, model, threads, memory))
+    answers = [next(made) if isinstance(each, Artifact) else each for each in opened]
+    return [each if isinstance(each, PocketuneError) else None for each in answers]
+
+
+def _dataset(member: Member) -> Artifact | PocketuneError:
+    """A member's dataset, or why there is none: it may have left, and its folder be gone."""
+    try:
+        return open_artifact(Path(member.dataset), "Dataset")
+    except PocketuneError as error:
+        return error
+    except FileNotFoundError:
+        return InputError(f"{member.dataset}: removed while it was read")
 
 
 def _memory_budget(members: Sequence[Member], base: BaseModel, jobs_at_once: int) -> int:

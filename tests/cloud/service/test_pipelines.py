@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import grpc
 import pytest
 from google.longrunning import operations_pb2 as longrunning
 from google.longrunning import operations_pb2_grpc as longrunning_grpc
+from google.rpc import error_details_pb2
 from sqlalchemy import select
 
 from cloud.service import artifacts_store
@@ -102,10 +104,10 @@ class Service:
         )  # fmt: skip
         return name
 
-    def base(self, base_id: str = "pocket") -> str:
-        request = bases_pb2.CreateBaseRequest(base_id=base_id, base={"source": "pocket"})
+    def base(self, source: str = "pocket") -> str:
+        request = bases_pb2.CreateBaseRequest(base_id=source, base={"source": source})
         self.done(self.bases.CreateBase(request))
-        return f"bases/{base_id}"
+        return f"bases/{source}"
 
     def personalize(self, name: str, base: str) -> longrunning.Operation:
         return self.profiles.PersonalizeProfile(
@@ -263,6 +265,57 @@ def test_a_user_is_personalized_and_the_base_lowered_once(service: Service, tmp_
     assert not any((service.data / "scratch").iterdir())
 
 
+@pytest.mark.slow
+def test_what_cannot_be_exported_is_refused_before_a_teacher_is_asked(serve, chat, tmp_path: Path):
+    """A family, a recipe and a context that a base cannot be lowered with, in this order."""
+    odd = shutil.copytree(POCKET, tmp_path / "odd")
+    config = json.loads((odd / "config.json").read_text("utf-8"))
+    config["architectures"] = ["OddForCausalLM"]
+    (odd / "config.json").write_text(json.dumps(config), "utf-8")
+    given = {
+        "base_sources": {"odd": str(odd)}, "teachers": {"counted": chat.spec},
+        "recipes": [RECIPE, "executorch-coreml"], "context_length": 63,
+    }  # fmt: skip
+    url = f"sqlite:///{tmp_path / 'state.db'}"
+    service = Service(serve(database_url=url, **given), url, tmp_path / "data")
+    try:
+        service.worker(**given)
+        bases, name = [service.base("pocket"), service.base("odd")], service.profile("ann")
+        state, argument = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.INVALID_ARGUMENT
+        for base, recipe, code, reason, says in (
+            (bases[1], RECIPE, state, "UNSUPPORTED", "architecture OddForCausalLM"),
+            (
+                bases[0],
+                "executorch-coreml",
+                state,
+                "UNSUPPORTED",
+                "no base apart from its adapters",
+            ),
+            (bases[0], RECIPE, argument, "INPUT", "context length 63 is too short"),
+        ):
+            request = profiles_pb2.PersonalizeProfileRequest(
+                name=name, base=base, recipe=recipe, augment={"teacher": "counted"}
+            )
+            operation = service.profiles.PersonalizeProfile(request)
+            service.until(lambda each=operation: service.get(each).done)
+            error = service.get(operation).error
+            info = error_details_pb2.ErrorInfo()
+            assert error.details[0].Unpack(info)
+            assert (error.code, info.reason) == (code.value[0], reason)
+            assert error.message.startswith("stage prepare: ")
+            assert says in error.message
+            ended = service.metadata(operation)
+            assert (ended.stage, dict(ended.counters)) == (operations_pb2.STAGE_PREPARE, {})
+        assert not chat.bodies
+        database = Database(url)
+        with database.transaction(write=False) as connection:
+            assert not connection.execute(select(Artifact.kind)).all()
+        database.close()
+        assert not any((service.data / "scratch").iterdir())
+    finally:
+        service.close()
+
+
 def _opens(service: Service, bundle: bundles_pb2.Bundle, folder: Path) -> None:
     """What is stored is a whole AdapterBundle, byte by byte."""
     artifact_id = bundle.name.split("/")[-1]
@@ -337,6 +390,8 @@ def test_waiting_trainings_share_a_child_and_each_is_as_if_alone(serve, tmp_path
         service.operations.CancelOperation(longrunning.CancelOperationRequest(name=bob.name))
         service.until(lambda: service.get(bob).done)
         assert service.get(bob).error.code == grpc.StatusCode.CANCELLED.value[0]
+        folders = [path.name.partition(".")[0] for path in (service.data / "scratch").iterdir()]
+        assert sorted(f"operations/{uid}" for uid in folders) == sorted([ann.name, cid.name])
         for operation, user, epochs in ((ann, "ann", 3), (cid, "cid", 2)):
             done = service.done(operation)
             assert service.metadata(done).attempt == 1

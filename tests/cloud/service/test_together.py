@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -9,12 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from cloud.service import scratch
 from cloud.service.errors import Cancelled
 from cloud.service.pipeline import Job
 from cloud.service.stages.together import Together, asked
 from protos.errors import InputError, PocketuneError
 
-BAD, CRASH = "bad", "crash"
+BAD, CRASH, LATE = "bad", "crash", "late"
 Say = Callable[[str, float], None]
 
 
@@ -29,6 +31,13 @@ def work(
         progress(f"{number} {name} begins", 0.5)
         until = time.monotonic() + pause
         wanted = asked(Path(folder))
+        if name == LATE:  # it was about to write when it was cancelled
+            while wanted():
+                time.sleep(0.01)
+            (Path(folder) / ".out.work").mkdir(parents=True)
+            (Path(folder) / ".out.work" / "text").write_text("of a user")
+            progress(f"{number} {name} wrote", 0.6)
+            continue
         while (going := wanted()) and time.monotonic() < until:
             time.sleep(0.01)
         if going and name != BAD:
@@ -118,15 +127,56 @@ def test_a_child_that_dies_is_followed_by_one_for_each(tmp_path: Path):
 
 def test_a_cancelled_one_leaves_and_the_others_stay(tmp_path: Path):
     worker = Worker(tmp_path, most=8, pause=1.5)
-    for name in ("bob", "cid"):
-        worker.begin(name)
-    until = time.monotonic() + 30
-    while not worker.said["bob"] and time.monotonic() < until:
-        time.sleep(0.02)
-    worker.cancelled.add("bob")
-    while "bob" not in worker.answers and time.monotonic() < until:
-        time.sleep(0.02)
-    assert isinstance(worker.answers["bob"], Cancelled)
-    assert (tmp_path / "bob" / ".left").exists()  # the child knows: it writes nothing there now
-    assert not (tmp_path / "bob" / "out").exists()
+    cancel_one(worker, "bob")
+    assert not (tmp_path / "bob").exists()
     assert worker.all_end()["cid"][1] == "2"  # type: ignore[index]
+    assert [path.name for path in tmp_path.iterdir()] == ["cid"]
+
+
+def test_what_is_written_for_a_cancelled_one_in_this_moment_goes_while_the_round_goes_on(
+    tmp_path: Path,
+):
+    worker = Worker(tmp_path, most=8, pause=3)
+    cancel_one(worker, LATE)
+    until(lambda: "late wrote" in worker.said[LATE])
+    until(lambda: [path.name for path in tmp_path.iterdir()] == ["cid"])
+    assert "cid" not in worker.answers
+    assert worker.all_end()["cid"][1] == "2"  # type: ignore[index]
+    assert [path.name for path in tmp_path.iterdir()] == ["cid"]
+
+
+def test_a_folder_that_is_written_to_is_removed_whole(tmp_path: Path):
+    """As by a child in the middle of a step, which asks for it only after."""
+    folder, written = tmp_path / "job", threading.Event()
+    folder.mkdir()
+
+    def write() -> None:
+        with contextlib.suppress(FileNotFoundError):
+            for number in range(20_000):
+                (folder / str(number)).write_text("of a user")
+                if number == 500:
+                    written.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    written.wait()
+    scratch.discard(folder)
+    writer.join()
+    assert not any(tmp_path.iterdir())
+
+
+def cancel_one(worker: Worker, name: str) -> None:
+    """Begin a round of this one and `cid`, and cancel it when the child is at it."""
+    for each in (name, "cid"):
+        worker.begin(each)
+    until(lambda: worker.said[name])
+    worker.cancelled.add(name)
+    until(lambda: name in worker.answers)
+    assert isinstance(worker.answers[name], Cancelled)
+
+
+def until(what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -21,10 +21,7 @@ def test_jobs_at_once_share_the_memory_that_is_free(
     tmp_path: Path, tiny_base: Path, jobs_at_once: int, recomputed: int
 ):
     """The share of a job among so many holds no sequence, and each of them is recomputed."""
-    rows = [{"prompt": f"news {n}", "completion": "Fox"} for n in range(BATCH)]
-    with create(tmp_path / "dataset", "Dataset", {}, {}) as draft:
-        write_rows(draft.path / "train.jsonl", rows)
-        write_rows(draft.path / "valid.jsonl", rows[:1])
+    make_dataset(tmp_path / "dataset")
     config = TrainConfig(epochs=STEPS, batch_size=BATCH, dtype="float32", patience=STEPS)
     member = Member(str(tmp_path / "dataset"), str(tmp_path / "adapter"), config)
     digest = open_base(str(tiny_base)).digest
@@ -32,3 +29,25 @@ def test_jobs_at_once_share_the_memory_that_is_free(
     measured = open_artifact(tmp_path / "adapter", "Adapter").manifest.measured
     assert said == [None]
     assert int(str(measured.get("recomputed", 0)).split()[0]) == recomputed
+
+
+def test_one_who_left_before_its_dataset_was_opened_leaves_the_others(
+    tmp_path: Path, tiny_base: Path
+):
+    make_dataset(tmp_path / "dataset")
+    config = TrainConfig(epochs=1, batch_size=BATCH, dtype="float32")
+    gone = Member(str(tmp_path / "ann" / "dataset"), str(tmp_path / "ann" / "adapter"), config)
+    kept = Member(str(tmp_path / "dataset"), str(tmp_path / "adapter"), config)
+    digest = open_base(str(tiny_base)).digest
+    error, none = train_members([gone, kept], str(tiny_base), digest, 1, 1, silent)
+    assert "no such artifact directory" in str(error)
+    assert none is None
+    assert open_artifact(tmp_path / "adapter", "Adapter").manifest.measured["users"] == 1
+    assert not (tmp_path / "ann").exists()
+
+
+def make_dataset(path: Path) -> None:
+    rows = [{"prompt": f"news {n}", "completion": "Fox"} for n in range(BATCH)]
+    with create(path, "Dataset", {}, {}) as draft:
+        write_rows(draft.path / "train.jsonl", rows)
+        write_rows(draft.path / "valid.jsonl", rows[:1])

@@ -68,7 +68,7 @@ def test_consent_taken_back_ends_the_work_of_a_third_party_teacher(
     request = profiles_pb2.AugmentProfileRequest(name=PROFILE)
     request.options.teacher, request.options.per_real = "elsewhere", 20
     name = site.profiles.AugmentProfile(request).name
-    none = Tools(*[lambda: None] * 3)
+    none = Tools(*[lambda: None] * 4)
     worker = threading.Thread(target=lambda: site.work(pipelines(site.parts, none)))
     worker.start()
     until(lambda: len(handler.asked) > 2)
