@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFolder(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """No slow test begins after `POCKETUNE_SLOW_UNTIL`, in seconds since 1970: CI has a limit."""
+    until = os.environ.get("POCKETUNE_SLOW_UNTIL")
+    if until and time.time() > float(until) and item.get_closest_marker("slow"):
+        pytest.skip("CI has no time left for slow tests")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _lowerings_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What commands lower is kept for this session only, never the person's own cache."""
-    os.environ["POCKETUNE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    """What commands lower is kept for this session only, never the person's own cache.
+
+    CI has one for its whole run.
+    """
+    if not {"CI", "POCKETUNE_CACHE_DIR"} <= os.environ.keys():
+        os.environ["POCKETUNE_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     work = tmp_path_factory.mktemp(request.param)
     profile = bundled(request.param, work / "profile")
     teacher = open_teacher("pocket", threads=2)
-    config = AugmentConfig(round=16, tries=4)
+    config = AugmentConfig(round=16, tries=10)
     return profile, augment(profile, teacher, work / "dataset", config), config, teacher
 
 
