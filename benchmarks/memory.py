@@ -23,7 +23,6 @@ from benchmarks.startup import answer, answer_hugging_face, hold, some_ids
 MB = 1e6
 _TOKENS = 16
 PROMPT = 128
-DTYPES = ("float32", "bfloat16")
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
@@ -36,12 +35,16 @@ def rows(quick: bool, work: Path) -> list[Row]:
     users = [models.exported(user, model, base.path, work / f"user{user}") for user in (0, 1)]
     said = work / "said.npy"
     wanted: list[np.ndarray] = []
-    for user in (0, 1):
-        _peft_peak(model, user, "float32", said)
-        wanted.append(np.load(said))
+    peaks: dict[str, int] = {}
+    for user in (1, 0):
+        peaks["float32"] = _peft_peak(model, user, "float32", said)
+        wanted.insert(0, np.load(said))
+    if not quick:
+        peaks["bfloat16"] = _peft_peak(model, 0, "bfloat16", said)
+        hold("PEFT eager bfloat16", said, wanted[0])
     return [
         *_export_rows(model, base, merged, work),
-        *_answer_rows(model, base.path, users[0], ("float32",) if quick else DTYPES, said, wanted),
+        *_answer_rows(model, base.path, users[0], peaks, said, wanted[0]),
         *_two_user_rows(model, base.path, users, merged.path, work, wanted),
     ]
 
@@ -67,21 +70,16 @@ def _export_rows(
 
 
 def _answer_rows(
-    model: models.Model, base: Path, user: Path, dtypes: tuple[str, ...], said: Path,
-    wanted: list[np.ndarray],
+    model: models.Model, base: Path, user: Path, peaks: dict[str, int], said: Path,
+    wanted: np.ndarray,
 ) -> list[Row]:  # fmt: skip
     ours = alone(
         answer, base=str(base), adapter=str(user), ids=some_ids(model, PROMPT), tokens=_TOKENS,
         save=str(said),
     ).peak_bytes  # fmt: skip
     figure = f"peak of answering, 8da4w base + adapter, {model.name}"
-    hold(figure, said, wanted[0])
-    found: list[Row] = []
-    for dtype in dtypes:
-        theirs = _peft_peak(model, 0, dtype, said)
-        hold(f"PEFT eager {dtype}", said, wanted[0])
-        found.append(_row(figure, ours, f"PEFT eager {dtype}", theirs))
-    return found
+    hold(figure, said, wanted)
+    return [_row(figure, ours, f"PEFT eager {dtype}", theirs) for dtype, theirs in peaks.items()]
 
 
 def _peft_peak(model: models.Model, user: int, dtype: str, said: Path) -> int:

@@ -2,11 +2,11 @@
 
 `python benchmarks/training.py [--quick] [--layers N] [--users 8]` trains 8 users × 16 items (30 to
 250 tokens, short completions) over the bundled base and over a random Llama of SmolLM-135M's shape.
-The peer trains one user after the other with the settings that suit it best: bf16, batches of like
-length, no evaluation, no checkpoints, one process and one base for all users. Both sides run in
-processes of their own, by turns, with the same hyperparameters and the same token ids, from the
-loading of the base to the written adapters; imports are not counted. Afterwards PEFT loads every
-adapter of both and the mean losses must agree within 1%.
+The peer trains one user after the other with the settings that suit it best: bfloat16 where the
+hardware has it, batches of like length, no evaluation, no checkpoints, one process and one base for
+all users. Both sides run in processes of their own, by turns, with the same hyperparameters and the
+same token ids, from the loading of the base to the written adapters; imports are not counted.
+Afterwards PEFT loads every adapter of both and the mean losses must agree within 1%.
 """
 
 from __future__ import annotations
@@ -31,7 +31,14 @@ from benchmarks.turns import compared
 from cloud.train import Member, TrainConfig, train_many
 from cloud.trainer.learner import schedule
 from protos.artifacts import create, open_artifact
-from protos.base_model import completion_ids, load_model, load_tokenizer, open_base, prompt_ids
+from protos.base_model import (
+    completion_ids,
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    open_base,
+    prompt_ids,
+)
 
 ROOT = Path(__file__).parents[1]
 AIM = 4.0
@@ -42,7 +49,7 @@ SHAPE = {
     "tie_word_embeddings": True, "eos_token_id": 2, "bos_token_id": 1,
 }  # fmt: skip
 CONFIG = TrainConfig(learning_rate=5e-4, epochs=2, batch_size=8, patience=2)
-PEER = "PEFT + transformers.Trainer, bf16, one by one"
+PEER = "PEFT + transformers.Trainer, {dtype}, one by one"
 
 
 def rows(quick: bool, work: Path) -> list[Row]:
@@ -66,7 +73,8 @@ def on_gpu(work: Path, base: Path, name: str) -> list[Row]:
 
     if torch.cuda.is_available():
         return compare(work, base, name, users=8, repeats=3, gpu=True)
-    return [Row(f"{asked(8, name)}: adapters per hour", None, "1/h", PEER, note="no GPU here")]
+    peer = PEER.format(dtype="bfloat16")
+    return [Row(f"{asked(8, name)}: adapters per hour", None, "1/h", peer, note="no GPU here")]
 
 
 def compare(
@@ -83,15 +91,16 @@ def compare(
     losses = [mean_loss(base, work / "datasets", work / f"{side}0") for side in ("ours", "peer")]
     if abs(losses[0] / losses[1] - 1) > 0.01:
         raise SystemExit(f"{name}: losses differ by more than 1%: {losses}")
+    peer = PEER.format(dtype=theirs[0]["dtype"])
     what, peak = asked(users, name), "peak of the GPU's memory" if gpu else "peak memory"
     hourly = [[3600 * users / run["seconds"] for run in side] for side in (ours, theirs)]
     peaks = [[run["peak_bytes"] / 1e6 for run in side] for side in (ours, theirs)]
     return [
         compared(
-            f"{what}: adapters per hour", "1/h", PEER, *hourly, less_is_better=False, aim=AIM,
+            f"{what}: adapters per hour", "1/h", peer, *hourly, less_is_better=False, aim=AIM,
             note=f"mean loss {losses[0]:.4f} against {losses[1]:.4f}",
         ),
-        compared(f"{what}: {peak}", "MB", PEER, *peaks, less_is_better=True),
+        compared(f"{what}: {peak}", "MB", peer, *peaks, less_is_better=True),
     ]  # fmt: skip
 
 
@@ -151,7 +160,7 @@ def train_theirs(base: Path, datasets: list[Path], out: Path, threads: int) -> N
     torch.set_num_threads(threads)
     opened = open_base(str(base))
     tokenizer = load_tokenizer(opened)
-    model: Any = load_model(opened, torch.bfloat16)
+    model: Any = load_model(opened, compute_dtype())
     for path in datasets:
         torch.manual_seed(CONFIG.seed)
         lora = LoraConfig(r=CONFIG.rank, lora_alpha=CONFIG.alpha, target_modules="all-linear",
@@ -159,7 +168,8 @@ def train_theirs(base: Path, datasets: list[Path], out: Path, threads: int) -> N
         adapted = get_peft_model(model, lora)
         arguments = TrainingArguments(
             str(out / "trainer"), per_device_train_batch_size=CONFIG.batch_size,
-            num_train_epochs=CONFIG.epochs, learning_rate=CONFIG.learning_rate, bf16=True,
+            num_train_epochs=CONFIG.epochs, learning_rate=CONFIG.learning_rate,
+            bf16=compute_dtype() == torch.bfloat16,
             use_cpu=not torch.cuda.is_available(), train_sampling_strategy="group_by_length",
             save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True,
             dataloader_num_workers=0, seed=CONFIG.seed,
@@ -315,7 +325,8 @@ def measure_side(given: argparse.Namespace) -> None:
     seconds, processor = time.perf_counter() - started, time.process_time() - used
     cuda = torch.cuda
     peak = cuda.max_memory_allocated() if cuda.is_available() else peak_bytes()
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "processor_seconds": processor}))
+    ran = {"seconds": seconds, "peak_bytes": peak, "processor_seconds": processor}
+    print(json.dumps(ran | {"dtype": str(compute_dtype()).removeprefix("torch.")}))
 
 
 if __name__ == "__main__":
