@@ -27,6 +27,8 @@ from cloud.pocket.world import (
 )
 from cloud.tasks import TASKS, Task
 
+HARD = ("LaMP_1", "LaMP_3")
+"""Tasks in which a few items say least about their user: the teacher has to see more of them."""
 ASKED = 0.5  # of the chats of a task with questions of its own hold such a question
 BASE_PROMPT_WEIGHT = 0.1
 TURNED = 1 / 3  # of the teacher's rows have outputs first
@@ -57,15 +59,20 @@ def base_batch(tokenizer: Any, rows: int, seed: str, step: int) -> Batch:
     return Batch(ids, weights, none, none)
 
 
-def teacher_batch(tokenizer: Any, rows: int, length: int, seed: str, step: int) -> Batch:
-    """Rows of `length` tokens: BOS, then blocks of one user each; marks after every block."""
+def teacher_batch(
+    tokenizer: Any, rows: int, length: int, seed: str, step: int, hard: float = 0.0
+) -> Batch:
+    """Rows of `length` tokens: BOS, then blocks of one user each; marks after every block.
+
+    hard: the chance that a row is of `HARD`; the others are of all tasks alike.
+    """
     rng = random.Random(f"{seed} {step}")
     offsets = label_offsets()
     examples: list[tuple[list[int], list[float]]] = []
     marks: list[tuple[int, int]] = []
     labels: list[list[int]] = []
     for row in range(rows):
-        user = _train_user(rng)
+        user = _train_user(rng, hard)
         ids, weights, ends = encode(tokenizer, blocks_of(user, rng), length)
         examples.append((ids, weights))
         marks += [(row, end) for end in ends]
@@ -76,8 +83,9 @@ def teacher_batch(tokenizer: Any, rows: int, length: int, seed: str, step: int) 
     return Batch(ids, weights, places, classes)
 
 
-def _train_user(rng: random.Random) -> User:
-    return sample_user(rng.choice(list(WORLDS)), rng.choice(TRAIN_USERS))
+def _train_user(rng: random.Random, hard: float = 0.0) -> User:
+    is_hard = hard and rng.random() < hard
+    return sample_user(rng.choice(HARD if is_hard else list(WORLDS)), rng.choice(TRAIN_USERS))
 
 
 def _chat(tokenizer: Any, rng: random.Random) -> tuple[list[int], list[float]]:

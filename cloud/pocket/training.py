@@ -5,6 +5,7 @@ Matrices are trained with Muon, everything else with AdamW; bf16 autocast, on a 
 count little, outputs fully.
 """
 
+import functools
 import os
 import shutil
 import time
@@ -39,11 +40,16 @@ class Batch:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps and learning rates: linear warm-up over 5%, then linear decay to zero."""
+    """Steps and learning rates: linear warm-up over 5%, then linear decay to zero.
+
+    smoothing: the share of each target that goes to all tokens alike (label smoothing).
+    """
 
     steps: int
     muon_lr: float = 6e-3
     adam_lr: float = 3e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.0
     trait_weight: float = 0.0
 
     def factor(self, step: int) -> float:
@@ -103,11 +109,14 @@ def train(
     step, loss = _resume(checkpoint, modules, optimizers)
     model.train()
     decoder = _compiled(model.model, device, schedule.steps)
+    token_loss = _compiled(
+        functools.partial(_token_loss, model.lm_head, schedule.smoothing), device, schedule.steps
+    )
     start, seen, speed = time.monotonic(), 0, 0.0
     while step < schedule.steps and not pause(step):
         batch = _on(device, batch_of(step))
         _set_rates(optimizers, schedule, step)
-        now, trait_loss = _losses(decoder, model.lm_head, heads, batch)
+        now, trait_loss = _losses(decoder, token_loss, heads, batch)
         (now + schedule.trait_weight * trait_loss).backward()
         _update(optimizers, model)
         loss = now.item() if step == 0 else 0.95 * loss + 0.05 * now.item()
@@ -179,29 +188,37 @@ def _resume(
     return int(metadata["step"]), float(metadata["loss"])
 
 
-def _compiled(decoder: Any, device: torch.device, steps: int) -> Any:
+def _compiled(part: Any, device: torch.device, steps: int) -> Any:
     """The same, compiled where that pays and a C++ compiler is there.
 
     steps: of the whole run, so that a run in pieces is not compiled for some of them only.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if device.type != "cpu" or compiler is None or steps < _COMPILED_FROM:
-        return decoder
-    return torch.compile(decoder, dynamic=True)
+        return part
+    return torch.compile(part, dynamic=True)
+
+
+def _token_loss(
+    head: Any, smoothing: float, states: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Sum of the weighted cross entropies of states [n, hidden] against token ids [n]."""
+    logits = head(states).float()
+    losses = functional.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
+    return (losses * weights).sum()
 
 
 def _losses(
-    decoder: Any, head: Any, heads: TraitHeads | None, batch: Batch
+    decoder: Any, token_loss: Any, heads: TraitHeads | None, batch: Batch
 ) -> tuple[Tensor, Tensor]:
     """(weighted next-token loss, loss of the trait heads or 0)."""
     with torch.autocast(batch.ids.device.type, dtype=torch.bfloat16):
         states = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         weights = batch.weights[:, 1:].flatten()
         kept = weights.nonzero().squeeze(1)
-        logits = head(states[:, :-1].flatten(0, 1)[kept])
         targets = batch.ids[:, 1:].flatten()[kept]
-        each = functional.cross_entropy(logits.float(), targets, reduction="none")
-        loss = (each * weights[kept]).sum() / weights.sum()
+        known = states[:, :-1].flatten(0, 1)[kept]
+        loss = token_loss(known, targets, weights[kept]) / weights.sum()
         if heads is None:
             return loss, torch.zeros(())
         return loss, heads(states[batch.marks[:, 0], batch.marks[:, 1]], batch.labels)
@@ -215,7 +232,10 @@ def _optimizers(
     others = [p for name, p in named if p.ndim != 2 or "embed" in name]
     others += list(heads.parameters()) if heads is not None else []
     muon = torch.optim.Muon(
-        matrices, lr=schedule.muon_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+        matrices,
+        lr=schedule.muon_lr,
+        weight_decay=schedule.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
     )
     adam = torch.optim.AdamW(
         others, lr=schedule.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True

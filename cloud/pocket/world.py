@@ -87,8 +87,6 @@ WORLDS: dict[str, TaskWorld] = {
 }
 ASKED: dict[str, TaskWorld] = {"LaMP_1": Citations()}
 """How held-out questions are drawn where they are no items; their traits are those of `WORLDS`."""
-BUNDLED = ("LaMP_3", "LaMP_4")
-"""The tasks that the bundled models were trained on."""
 
 
 @dataclass(frozen=True)

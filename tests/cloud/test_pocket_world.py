@@ -12,7 +12,6 @@ from cloud.filters import Filters
 from cloud.lamp import read_lamp, task_of
 from cloud.pocket import build, ceilings, world
 from cloud.pocket.world import (
-    BUNDLED,
     DEV_USERS,
     QUESTIONS,
     SIZES,
@@ -253,7 +252,7 @@ def test_nearly_all_new_items_of_a_user_pass_our_own_filters(task: str, least: f
     assert passed >= least * 15 * 20
 
 
-@pytest.mark.parametrize("task", BUNDLED)
+@pytest.mark.parametrize("task", build.USER_TASKS)
 def test_bundled_users_are_what_the_world_makes(task: str, tmp_path: Path) -> None:
     build.build_users(tmp_path)
     for name in ("dev_questions.json", "dev_outputs.json"):
