@@ -94,6 +94,12 @@ def parity(
 @click.option(
     "--stop", multiple=True, help="Text that ends the answer; may be given several times."
 )
+@click.option(
+    "--choice",
+    "choices",
+    multiple=True,
+    help="Answer with this text, or that of another --choice, and nothing else.",
+)
 @click.option("--raw", is_flag=True, help="Feed the text as it is, without the template.")
 @click.option("--stats", is_flag=True, help="Print speed and what opening cost, on standard error.")
 @_json

@@ -3,8 +3,9 @@
 In: comparisons, the golden's thresholds and noise floor. Out: one row for each gate, and the name
 of the stage at fault. The limits themselves belong to the recipe and come with the golden.
 
-Calibration of the effect gate: the bundled base, LoRA r = 8 on all seven projections, trained for
-60 steps on each of two bundled users of both tasks: 4 adapters, cosine to PEFT's change of logits:
+Calibration of the effect gate: the first bundled base (docs/pocket.md), LoRA r = 8 on all seven
+projections, trained for 60 steps on each of two bundled users of both tasks: 4 adapters, cosine to
+PEFT's change of logits:
 
     on the device           fp32              8da4w             asked
     the user's own adapter  1.000             0.970 to 0.977    0.99 and 0.9

@@ -14,6 +14,7 @@ import numpy as np
 
 from mobile_runtime.engine import Engine, Logits
 from mobile_runtime.prompt import Prompt, TextStream
+from protos.choices import following
 from protos.errors import InputError
 
 
@@ -23,7 +24,8 @@ class Sampling:
 
     temperature: 0 takes the likeliest always. top_k: choose among the k likeliest; 0 means all.
     top_p: choose among the likeliest whose shares reach this sum. stop: strings that end the answer
-    and are no part of it.
+    and are no part of it. choices: the answer is one of these texts and nothing else, such as the
+    labels of a task; none: whatever the model says.
     """
 
     temperature: float = 0.0
@@ -32,6 +34,7 @@ class Sampling:
     seed: int = 0
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = [
@@ -43,6 +46,7 @@ class Sampling:
                 (self.seed < 0, "seed must be 0 or more"),
                 (self.max_new_tokens < 1, "max-new-tokens must be at least 1"),
                 ("" in self.stop, "a stop string must not be empty"),
+                ("" in self.choices, "a choice must not be empty"),
             )
             if bad
         ]
@@ -84,15 +88,18 @@ def generate(
     """Answer a prompt: pieces of text, then one `Finish`.
 
     Raises:
-        InputError: the prompt is empty or does not fit the context.
+        InputError: the prompt is empty or does not fit the context, or a choice not the answer.
     """
     rng = np.random.default_rng(sampling.seed)
+    choices = _Choices(prompt, sampling) if sampling.choices else None
     engine.reset()
     started = time.perf_counter()
     logits = engine.prefill(ids)
     answer = _Answer(prompt, sampling, prefill_s=time.perf_counter() - started)
     reason = ""
     while not reason:
+        if choices:
+            logits = choices.only(logits, answer.ids)
         token = choose(logits, sampling, rng)
         piece, reason = answer.add(token)
         if piece:
@@ -131,6 +138,27 @@ def choose(logits: Logits, sampling: Sampling, rng: np.random.Generator) -> int:
     sums = np.cumsum(shares[:kept])
     place = int(np.searchsorted(sums, rng.random() * sums[-1], side="right"))
     return int(order[min(place, kept - 1)])
+
+
+class _Choices:
+    """What may come next in an answer that is one of several texts: an id of theirs, or the end."""
+
+    def __init__(self, prompt: Prompt, sampling: Sampling) -> None:
+        texts = {text: prompt.encode_answer(text) for text in sampling.choices}
+        for text, ids in texts.items():
+            if len(ids) >= sampling.max_new_tokens:
+                raise InputError(
+                    f"the choice {text!r} has {len(ids)} tokens and an end; max-new-tokens is "
+                    f"{sampling.max_new_tokens}"
+                )
+        self._next = following([*ids, end] for ids in texts.values() for end in prompt.eos_ids)
+
+    def only(self, logits: Logits, said: Sequence[int]) -> Logits:
+        """Logits [vocab] with all that may not follow `said` at minus infinity."""
+        allowed = sorted(self._next[tuple(said)])
+        kept = np.full_like(logits, -np.inf)
+        kept[allowed] = logits[allowed]
+        return kept
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib.util
 import os
 import sys
@@ -144,6 +145,8 @@ def set_threads(threads: int) -> None:
     with _LOCK:
         if threads == _threads:
             return
+        if len(_live):
+            gc.collect()  # a caught error's traceback may hold programs that nobody else does
         if len(_live):
             raise InputError(
                 f"threads is {threads}, but this process already runs ExecuTorch with {_threads}; "

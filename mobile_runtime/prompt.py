@@ -101,6 +101,10 @@ class Prompt:
         """`text` without the template, with the special tokens that the tokenizer adds itself."""
         return self._ids(text, add_special_tokens=True)
 
+    def encode_answer(self, text: str) -> list[int]:
+        """`text` as the model was trained to say it, without the id that ends it."""
+        return self._ids(text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -21,14 +21,13 @@ from cloud.evaluation.student import Answer, Student
 from cloud.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
-from cloud.teachers import Sampling
+from cloud.teachers import GREEDY
 from cloud.train import frozen_dtype
 from protos.artifacts import Artifact, digest_json, read_json, tool_versions
 from protos.base_model import prompt_ids
 from protos.progress import Progress
 
 _LABEL_ROOM = 8
-_GREEDY = Sampling(temperature=0.0, top_p=1.0)
 
 
 @dataclass
@@ -55,11 +54,15 @@ class Answered:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The questions of one user under one arm. ids: cut to what fits before `room` tokens."""
+    """The questions of one user under one arm.
+
+    ids: cut to what fits before `room` tokens. choices: the labels of the task, if it has some.
+    """
 
     queries: list[str]
     ids: list[list[int]]
     room: int
+    choices: tuple[str, ...]
     truncated: int
 
 
@@ -112,7 +115,7 @@ def _prompts(
     whole = [prompt_ids(tokenizer, query) for query in queries]
     ids = [each[-(longest - room) :] for each in whole]
     truncated = sum(len(a) < len(b) for a, b in zip(ids, whole, strict=True))
-    return Prompts(queries, ids, room, truncated)
+    return Prompts(queries, ids, room, task.answer_labels, truncated)
 
 
 def _student(
@@ -121,12 +124,12 @@ def _student(
     """Answers by the base model; those that were given before from their file."""
     key = digest_json([
         student.base.digest, str(student.dtype), adapter.id if adapter else "", prompts.ids,
-        prompts.room, tool_versions(), [each.name for each in fields(Answer)],
+        prompts.room, *prompts.choices, tool_versions(), [each.name for each in fields(Answer)],
     ])[:32]  # fmt: skip
     path = folder / f"{key}.json"
     if path.is_file():
         return [Answer(**row) for row in read_json(path)]
-    said = student.answers(prompts.ids, prompts.room, adapter)
+    said = student.answers(prompts.ids, prompts.room, adapter, prompts.choices)
     store(path, [asdict(answer) for answer in said])
     return said
 
@@ -156,7 +159,7 @@ def _teacher(
     folder = person.folder / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     answers = Answers(folder)
-    replies = answers.of(teacher, task, asks, _GREEDY)
+    replies = answers.of(teacher, task, asks, GREEDY)
     said: list[Answer] = []
     for ask, reply in zip(asks, replies, strict=True):
         pair = teacher.read(task, ask, reply.text)[0]

@@ -1,5 +1,6 @@
 """The commands `run` and `parity`, as a person or a script uses them."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -43,6 +44,25 @@ def test_run_as_json_tells_ids_and_figures(world) -> None:
     assert value["new_tokens"] == len(value["ids"]) <= 5
     assert value["finish"] in ("length", "eos")
     assert value["opened"]["opened_bytes"] > 0
+
+
+def test_run_says_one_of_the_choices_and_nothing_else(world) -> None:
+    asked = [*bundles(world), "a headline", "--choice", "yes", "--choice", "not at all"]
+    assert invoke(run, asked).stdout in {"yes\n", "not at all\n"}
+    short = invoke(run, [*asked, "--max-new-tokens", "1"])
+    assert "the choice 'yes' has" in str(short.exception)
+
+
+def test_a_run_that_failed_leaves_no_program_alive(world) -> None:
+    """Its frames hold one until they are collected, and a pool in use takes no other size."""
+    asked = [*bundles(world), "a headline", "--choice", "yes", "--max-new-tokens", "1"]
+    gc.disable()
+    try:
+        assert "the choice 'yes' has" in str(invoke(run, asked).exception)
+        other = [*bundles(world)[:-1], "2", "hello", "--max-new-tokens", "1"]
+        assert invoke(run, other).exit_code == 0
+    finally:
+        gc.enable()
 
 
 def test_raw_text_skips_the_template(world) -> None:

@@ -148,6 +148,45 @@ def test_temperature_zero_takes_the_likeliest() -> None:
     assert choose(np.array([0.0, 3.0, 2.9], np.float32), Sampling(), rng) == 1
 
 
+CHOICES = ("a bridge", "a bridge opens", "snow")
+
+
+@pytest.mark.parametrize("user", [None, "ada", "bo"])
+def test_among_choices_it_goes_on_with_the_likeliest_token_of_one(
+    world, references, cache_dir, prompt, user
+) -> None:
+    engine = open_engine(world.base, world.adapters.get(user), 1, cache_dir)
+    ids = prompt.encode("What is it about?")
+    assert complete(engine, prompt, ids, Sampling(max_new_tokens=20))[0] not in CHOICES
+    text, finish = complete(engine, prompt, ids, Sampling(choices=CHOICES))
+    left, said = [[*prompt.encode_answer(choice), 2] for choice in CHOICES], list[int]()
+    while said not in left:
+        logits = references[user].logits([*ids, *said])[-1]
+        said.append(max({row[len(said)] for row in left}, key=lambda token: logits[token]))
+        left = [row for row in left if row[: len(said)] == said]
+    assert (finish.ids, finish.reason) == (said, "eos")
+    assert text in CHOICES
+
+
+def test_choices_are_also_drawn(world, cache_dir, prompt) -> None:
+    engine = open_engine(world.base, None, 1, cache_dir)
+    ids = prompt.encode("What is it about?")
+    drawn = {
+        complete(engine, prompt, ids, Sampling(temperature=2.0, seed=seed, choices=CHOICES))[0]
+        for seed in range(20)
+    }
+    assert drawn <= set(CHOICES)
+    assert len(drawn) > 1
+
+
+def test_a_choice_that_does_not_fit_the_answer_is_refused(prompt) -> None:
+    count = len(prompt.encode_answer("snow"))
+    with pytest.raises(InputError, match=f"'snow' has {count} tokens and an end"):
+        say(prompt, SENTENCE, choices=("snow",), max_new_tokens=count)
+    text, finish = say(prompt, SENTENCE, choices=("snow",), max_new_tokens=count + 1)
+    assert (text, finish.reason) == ("snow", "eos")
+
+
 SENTENCE = "one two three, STOP four"
 
 
@@ -207,5 +246,5 @@ def test_pieces_of_split_characters_are_whole(prompt) -> None:
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
-    with pytest.raises(InputError, match=r"temperature.*top-p.*top-k.*seed.*max-new.*stop string"):
-        Sampling(-1, 0, -1, -1, 0, ("",))
+    with pytest.raises(InputError, match=r"temperature.*top-p.*top-k.*seed.*max-new.*stop.*choice"):
+        Sampling(-1, 0, -1, -1, 0, ("",), ("",))

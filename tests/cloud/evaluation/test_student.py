@@ -7,7 +7,14 @@ import torch
 
 from cloud.evaluation.student import Answer, Student
 from protos.artifacts import create, open_artifact
-from protos.base_model import BaseModel, load_model, load_tokenizer, open_base, prompt_ids
+from protos.base_model import (
+    BaseModel,
+    completion_ids,
+    load_model,
+    load_tokenizer,
+    open_base,
+    prompt_ids,
+)
 
 ROOM = 12
 TEXTS = ["The mayor opens a bridge", "News", "Snow " * 20, "300 guests came on Sunday, and more"]
@@ -66,6 +73,30 @@ def test_batches_say_what_each_prompt_says_alone_and_an_adapter_goes_as_it_came(
     assert student.answers(prompts, ROOM, None) == bare
     assert student.answers(prompts, ROOM, adapter) == adapted
     assert student.answers(prompts, ROOM, None) == bare
+
+
+def test_where_labels_are_asked_for_the_likeliest_token_that_goes_on_to_one_is_taken(
+    base: BaseModel, adapter
+) -> None:
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(base)
+    labels = ("sci-fi", "romance", "romance and snow")
+    prompts = [prompt_ids(tokenizer, text) for text in TEXTS]
+    peft = PeftModel.from_pretrained(load_model(base, torch.float32), str(adapter.path)).eval()
+    wanted: list[str] = []
+    for ids in prompts:
+        left, said = {text: completion_ids(tokenizer, text) for text in labels}, list[int]()
+        while said not in left.values():
+            with torch.no_grad():
+                logits = peft(torch.tensor([ids + said])).logits[0, -1]
+            said.append(max((row[len(said)] for row in left.values()), key=lambda t: logits[t]))
+            left = {text: row for text, row in left.items() if row[: len(said)] == said}
+        wanted += [text for text, row in left.items() if row == said]
+    student = Student(base, torch.float32, 1)
+    found = student.answers(prompts, ROOM, adapter, labels)
+    assert found == [Answer(text, cut=False) for text in wanted]
+    assert not {answer.text for answer in student.answers(prompts, ROOM, adapter)} & {*labels}
 
 
 def test_an_answer_ends_where_the_model_stops(base: BaseModel) -> None:
