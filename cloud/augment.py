@@ -1,13 +1,14 @@
 """Augment: a user's few items become a training set, with new ones that a teacher writes like them.
 
-In: a Profile and a Teacher. Out: a Dataset: `train.jsonl` (all real items but the newest, plus the
-synthetic ones), `valid.jsonl` (the newest real items), `rejected.jsonl` (what was not taken, and
-why). Every row says whether it is real, and where it came from. The teacher sees training items
-only, and a remote one no personal data.
+In: a Profile and a Teacher. Out: a Dataset: `train.jsonl` (all real items but the newest, repeated
+where they would be too small a part, plus the synthetic ones), `valid.jsonl` (the newest real
+items), `rejected.jsonl` (what was not taken, and why). Every row says whether it is real, and where
+it came from. The teacher sees training items only, and a remote one no personal data.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,10 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from cloud import seeds, selection, votes
 from cloud.answers import Answers
-from cloud.candidates import Candidate, Candidates, first_round, opinion_hands
+from cloud.candidates import (
+    Candidate,
+    Candidates,
+    answer_hand,
+    answers_anew,
+    first_round,
+    opinion_hands,
+)
 from cloud.filters import FILTERS, Filters, nothing_personal
 from cloud.profiles import Consent, Item, Profile, read_profile, read_rows, write_rows
-from cloud.prompts import Message
+from cloud.prompts import Ask, Message
 from cloud.tasks import Task
 from cloud.teachers import Calls, Teacher
 from protos.artifacts import Artifact, create, finished, kept_dir, open_artifact
@@ -33,25 +41,35 @@ if TYPE_CHECKING:
 VALID_SHARE = 0.2
 TRAIN_FILE, VALID_FILE, REJECTED_FILE = "train.jsonl", "valid.jsonl", "rejected.jsonl"
 SCRUBBING = ("auto", "on", "off")
+LABEL_SHARES = (selection.OWN, "teacher")
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
     """How synthetic items are made.
 
-    per_real: synthetic items wanted for each real training item. real_share: least share of real
-    items in the mix. strategies: what the teacher is asked for, in which shares. shots, max_chars:
-    items and characters shown in a request. votes: how often the teacher is asked, for a task with
-    labels, which one the user would give; 0 leaves it out. judge_least: least mark of a judge, 1 to
-    5. pool: candidates gathered for each one wanted, before the best are chosen. tries: candidates
-    asked for at most, for each one wanted. round: requests sent at a time. scrub: whether personal
-    data is taken out of what the teacher sees; `auto`: of what a remote one sees.
+    per_real: synthetic items wanted for each real training item. fill_to: items to train on, real
+    ones included, above which no synthetic ones are wanted; 0 is no bound. real_share: least share
+    of real rows in the mix: where real items are fewer, they are repeated. label_shares: how often
+    a label comes among the synthetic items: as among the user's own, or as the teacher gives it.
+    strategies: what the teacher is asked for, in which shares; `auto`: `label` where labels come as
+    among the user's own, else `new`. shots, max_chars: items and characters shown in a request.
+    answer_shots: items shown when a free output is asked for anew, greedily, once its input is
+    there; 0 leaves it as it was written with it.
+    votes: how often the teacher is asked, for a task with labels, which one the user would give; 0
+    leaves it out. judge_least: least mark of a judge, 1 to 5. pool: candidates gathered for each
+    one wanted, before the best are chosen. tries: candidates asked for at most, for each one
+    wanted. round: requests sent at a time. scrub: whether personal data is taken out of what the
+    teacher sees; `auto`: of what a remote one sees.
     """
 
     per_real: float = 1.0
+    fill_to: int = 0
     real_share: float = 0.25
-    strategies: str = "new"
+    label_shares: str = selection.OWN
+    strategies: str = seeds.AUTO
     shots: int = 8
+    answer_shots: int = 0
     max_chars: int = 24_000
     temperature: float = 1.0
     top_p: float = 0.95
@@ -63,11 +81,33 @@ class AugmentConfig:
     scrub: str = "auto"
     seed: int = 0
 
+    def wanted(self, real: int) -> int:
+        """How many synthetic items are wanted beside so many real ones."""
+        most = max(0, self.fill_to - real) if self.fill_to else math.inf
+        return round(min(self.per_real * real, most))
+
+    def quotas(self, task: Task, train: Sequence[Item]) -> selection.Quotas:
+        """How many are wanted of each label beside these real items, or of all together."""
+        shares = train if self.label_shares == selection.OWN else ()
+        return selection.quotas(task, shares, self.wanted(len(train)))
+
+    def repeats(self, real: int, synthetic: int) -> int:
+        """How many times the real items stand in the mix, so that they have their share of it."""
+        least = self.real_share * synthetic / ((1 - self.real_share) * real)
+        return max(1, math.ceil(round(least, 9)))
+
     def __post_init__(self) -> None:
         checks = {
             f"per_real is {self.per_real}, expected 0 to 20": 0 <= self.per_real <= 20,
-            f"real_share is {self.real_share}, expected 0 to 1": 0 <= self.real_share <= 1,
+            f"fill_to is {self.fill_to}, expected 0 or more": self.fill_to >= 0,
+            f"real_share is {self.real_share}, expected 0 or more, below 1": (
+                0 <= self.real_share < 1
+            ),
+            f"label_shares is {self.label_shares}, expected {', '.join(LABEL_SHARES)}": (
+                self.label_shares in LABEL_SHARES
+            ),
             f"shots is {self.shots}, expected 1 or more": self.shots >= 1,
+            f"answer_shots is {self.answer_shots}, expected 0 or more": self.answer_shots >= 0,
             f"max_chars is {self.max_chars}, expected 1 or more": self.max_chars >= 1,
             f"temperature is {self.temperature}, expected above 0": self.temperature > 0,
             f"top_p is {self.top_p}, expected above 0, at most 1": 0 < self.top_p <= 1,
@@ -81,11 +121,6 @@ class AugmentConfig:
         wrong = [message for message, sound in checks.items() if not sound]
         if wrong:
             raise InputError("; ".join(wrong))
-        if 1 / (1 + self.per_real) < self.real_share - 1e-9:
-            raise InputError(
-                f"per_real is {self.per_real}, but real items are to be {self.real_share:.0%} of "
-                f"the mix; expected at most {1 / self.real_share - 1:g}, or a lower real_share"
-            )
         seeds.parse_strategies(self.strategies)
 
 
@@ -125,7 +160,7 @@ def augment(
         check_consent(profile, asked)
     user = read_profile(profile)
     train, valid = split(user.items)
-    wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
+    wanted = config.quotas(user.task, train)
     scrubber = scrubber_for(user.task, train, config, teacher, judge) if config.per_real else None
     with kept_dir(beside or out, {"profile": profile.id}) as folder:
         answers = Answers(folder)
@@ -140,13 +175,14 @@ def augment(
         warning = "" if kept or not sum(wanted.values()) else _in_vain(profile, teacher, counts)
         progress(warning or f"{len(kept)} taken", 1.0)
         with create(out, "Dataset", parents, resolved) as draft:
-            real = [real_row(user.task, item) for item in train]
+            repeats = config.repeats(len(train), len(kept))
+            real = [real_row(user.task, item) for item in train] * repeats
             synthetic = [synthetic_row(user.task, each) for each in kept]
             write_rows(draft.path / TRAIN_FILE, real + synthetic)
             write_rows(draft.path / VALID_FILE, [real_row(user.task, item) for item in valid])
             write_rows(draft.path / REJECTED_FILE, [asdict(each) for each in found.rejected])
             draft.measured.update(
-                real=len(train), valid=len(valid), wanted=sum(wanted.values()),
+                real=len(train), repeats=repeats, valid=len(valid), wanted=sum(wanted.values()),
                 synthetic=len(kept), asked=len(kept) + len(found.rejected),
                 rejected={name: counts[name] for name in FILTERS},
                 not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
@@ -185,12 +221,12 @@ def dry_run(
 ) -> Iterator[str | list[Message] | dict[str, Any]]:
     """Exactly what the teacher would be sent first; what comes after depends on its answers.
 
-    Of a vote and of a mark there is one example, as an object: `sent` is what would be sent if the
-    teacher had written the user's own newest item that can be shown.
+    Of an output asked for anew, a vote and a mark there is one example, as an object: `sent` is
+    what would be sent if the teacher had written the user's own newest item that can be shown.
     """
     user = read_profile(profile)
     train, _ = split(user.items)
-    wanted = selection.quotas(user.task, train, round(config.per_real * len(train)))
+    wanted = config.quotas(user.task, train)
     if not sum(wanted.values()):
         return
     scrubber = scrubber_for(user.task, train, config, teacher, judge)
@@ -199,6 +235,9 @@ def dry_run(
         yield writer.prompt(user.task, ask)
     shown = seeds.showable(train, config.max_chars)
     hand, item = opinion_hands(shown, config)[0], shown[-1]
+    if answers_anew(user.task, config):
+        ask = Ask("output", answer_hand(shown, config), item.input, seed=config.seed)
+        yield _example("output", teacher, item, writer.prompt(user.task, ask))
     if config.votes and len(user.task.labels) > 1:
         ask = votes.vote(item.input, hand, config.seed)
         yield _example("vote", teacher, item, writer.prompt(user.task, ask))

@@ -7,7 +7,7 @@ with a quality from 0 to 1, and what was rejected, with the reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from cloud.profiles import Item
 from cloud.prompts import Ask, Pair
 from cloud.selection import Quotas
 from cloud.tasks import Task
-from cloud.teachers import Sampling, Teacher
+from cloud.teachers import GREEDY, Sampling, Teacher
 from protos.artifacts import digest_json
 
 if TYPE_CHECKING:
@@ -90,17 +90,19 @@ class Candidates:
         shown = seeds.showable(self._train, config.max_chars)
         self.not_shown = len(self._train) - len(shown)
         self._hands = opinion_hands(shown, config)
-        asks = _requests(self._task, self._train, config, self._teacher)
-        while missing := selection.missing(pool, [each.pair for each in self.passed]):
+        self._answer_hand = answer_hand(shown, config)
+        missing = pool
+        asks = _requests(self._task, self._train, config, self._teacher, lambda: missing)
+        while any(missing.values()):
             asked = len(self.passed) + len(self.rejected)
             tries = count * config.tries - asked
             if tries <= 0:
                 return
             share = max(_LEAST_YIELD, len(self.passed) / asked) if asked else 1.0
-            size = _round_size(min(missing / share, tries), config, self._teacher)
+            size = _round_size(min(sum(missing.values()) / share, tries), config, self._teacher)
             self._round([next(asks) for _ in range(size)])
-            yield 1 - missing / sum(pool.values())
-        yield 1.0
+            missing = selection.missing(pool, [each.pair for each in self.passed])
+            yield 1 - sum(missing.values()) / sum(pool.values())
 
     def best(self, wanted: Quotas) -> list[Candidate]:
         """The choice among those that passed; the rest becomes rejected as surplus."""
@@ -115,6 +117,13 @@ class Candidates:
 
     def _round(self, asks: Sequence[Ask]) -> None:
         """Ask, and sort what comes into passed and rejected, cheapest check first."""
+        fresh = self._answered(self._sound(self._written(asks)))
+        for each in self._judged(self._consistent(fresh)):
+            if not self._reject(each, self._filters.keep(each.pair, each.output_stays)):
+                self.passed.append(each)
+
+    def _written(self, asks: Sequence[Ask]) -> list[Candidate]:
+        """What the teacher writes, as far as it can be read."""
         fresh: list[Candidate] = []
         replies = self._answers.of(self._teacher, self._task, asks, self._sampling)
         for ask, reply in zip(asks, replies, strict=True):
@@ -125,14 +134,46 @@ class Candidates:
                     self.rejected.append(Rejected("unparsed", None, place, reply.text))
                 else:
                     fresh.append(Candidate(pair, place))
-        fresh = [
+        return fresh
+
+    def _sound(self, fresh: Sequence[Candidate]) -> list[Candidate]:
+        """Those that pass the filters that need no teacher."""
+        return [
             each
             for each in fresh
             if not self._reject(each, self._filters.rejects(each.pair, each.output_stays))
         ]
-        for each in self._judged(self._consistent(fresh)):
-            if not self._reject(each, self._filters.keep(each.pair, each.output_stays)):
-                self.passed.append(each)
+
+    def _answered(self, fresh: list[Candidate]) -> list[Candidate]:
+        """The same inputs, free outputs asked for anew; what has changed must be sound again.
+
+        Greedily, by one hand of items: what was drawn along with its input is as the teacher may
+        write it, this is how it would most likely be.
+        """
+        if not answers_anew(self._task, self._config):
+            return fresh
+        asks = {
+            each.pair[0]: Ask("output", self._answer_hand, each.pair[0], seed=self._config.seed)
+            for each in fresh
+            if not each.output_stays
+        }
+        replies = self._answers.of(self._teacher, self._task, list(asks.values()), GREEDY)
+        said = dict(zip(asks, replies, strict=True))
+        answered: list[Candidate] = []
+        for each in fresh:
+            text = each.pair[0]
+            if each.output_stays:
+                answered.append(each)
+                continue
+            (pair, *_) = self._teacher.read(self._task, asks[text], said[text].text)
+            if pair is None:
+                self.rejected.append(Rejected("unparsed", None, each.source, said[text].text))
+            elif pair == each.pair:
+                answered.append(each)
+            else:
+                drawn = replace(each, pair=pair, source={**each.source, "drawn": each.pair[1]})
+                answered += self._sound([drawn])
+        return answered
 
     def _consistent(self, fresh: list[Candidate]) -> list[Candidate]:
         """Those whose label most votes of the teacher give, or all where there is no choice."""
@@ -191,25 +232,38 @@ def opinion_hands(shown: Sequence[Item], config: AugmentConfig) -> list[list[Ite
     return list(islice(hands, max(1, config.votes)))
 
 
+def answers_anew(task: Task, config: AugmentConfig) -> bool:
+    """Whether outputs are asked for anew: free ones, of which the input is not the beginning."""
+    return bool(config.answer_shots) and not task.labels and not task.is_beginning
+
+
+def answer_hand(shown: Sequence[Item], config: AugmentConfig) -> tuple[Item, ...]:
+    """The items that the teacher is shown when free outputs are asked for anew."""
+    shots = max(1, config.answer_shots)
+    return tuple(next(seeds.choose_shots(shown, shots, config.seed + 2, config.max_chars)))
+
+
 def first_round(
     task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher, wanted: Quotas
 ) -> list[Ask]:
     """The requests that `gather` begins with."""
     if not sum(wanted.values()):
         return []
-    asks = _requests(task, train, config, teacher)
-    items = min(sum(_pool(wanted, config).values()), sum(wanted.values()) * config.tries)
+    pool = _pool(wanted, config)
+    asks = _requests(task, train, config, teacher, lambda: pool)
+    items = min(sum(pool.values()), sum(wanted.values()) * config.tries)
     return [next(asks) for _ in range(_round_size(items, config, teacher))]
 
 
 def _requests(
-    task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher
-) -> Iterator[Ask]:
-    shares = seeds.parse_strategies(config.strategies)
-    seeds.check_strategies(task, shares)
+    task: Task, train: Sequence[Item], config: AugmentConfig, teacher: Teacher,
+    missing: Callable[[], Quotas],
+) -> Iterator[Ask]:  # fmt: skip
+    shares = seeds.shares_for(task, config.strategies, config.label_shares == selection.OWN)
     return seeds.requests(
-        task, train, shares, config.shots, config.max_chars, teacher.items_per_ask, config.seed
-    )
+        task, train, shares, config.shots, config.max_chars, teacher.items_per_ask, config.seed,
+        lambda label: bool(missing().get(label, missing().get(""))),
+    )  # fmt: skip
 
 
 def _pool(wanted: Quotas, config: AugmentConfig) -> Quotas:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
-from cloud.augment import SCRUBBING, AugmentConfig
+from cloud.augment import LABEL_SHARES, SCRUBBING, AugmentConfig
 from cloud.profiles import Consent
 from cloud.tasks import KINDS
 from cloud.teachers import Calls
 from cloud.train import TrainConfig
 from protos.artifacts import MANIFEST, Artifact, open_artifact
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, listed
 from protos.progress import shown
 
 if TYPE_CHECKING:
@@ -79,10 +79,19 @@ augment_options = options(
     click.option("--teacher", default="pocket", show_default=True,
                  help="pocket, hf:<dir or id>, or openai:<base-url>#<model>."),
     _number("per_real", AugmentConfig, "Synthetic items wanted for each real one."),
-    _number("real_share", AugmentConfig, "Least share of real items in the mix."),
+    _number("fill_to", AugmentConfig,
+            "Items to train on, real ones included, above which none is written; 0: no bound."),
+    _number("real_share", AugmentConfig,
+            "Least share of real items in the mix: where they are too few, they are repeated."),
+    click.option("--label-shares", type=click.Choice(LABEL_SHARES),
+                 default=AugmentConfig.label_shares, show_default=True, help="How often a label "
+                 "comes: as among the user's own items, or as the teacher gives it."),
     _number("strategies", AugmentConfig,
-            "What is asked for, with shares: new, paraphrase, label; such as new=2,label=1."),
+            "What is asked for, with shares: new, paraphrase, label; such as new=2,label=1; "
+            "auto: label where labels come as among the user's own items, else new."),
     _number("shots", AugmentConfig, "Items shown in one request."),
+    _number("answer_shots", AugmentConfig,
+            "Items shown when a free output is asked for anew; 0: not asked anew."),
     _number("max_chars", AugmentConfig, "Characters shown in one request."),
     _number("temperature", AugmentConfig, "Sampling temperature."),
     _number("top_p", AugmentConfig, "Nucleus of the sampling."),
@@ -398,8 +407,7 @@ def _print_users(
         for name, artifact in made.items():
             click.echo(f"{name}: Adapter {artifact.id[:12]} in {artifact.path}")
     if failed:
-        each = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise InputError(f"{len(failed)} of {len(answers)} users have no adapter: {each}")
+        raise InputError(f"{len(failed)} of {len(answers)} users have no adapter: {listed(failed)}")
 
 
 def import_profile(source: Path, out: Path, **given: Any) -> Artifact:

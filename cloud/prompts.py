@@ -31,14 +31,14 @@ class Ask:
 
     kind: `new`: new inputs with their outputs. `paraphrase`: another input for the same output.
         `label`: new inputs whose output is a given label. `vote`: which label this user would
-        give. `judge`: how likely the output is this user's, 1 to 5. `answer`: what this user
-        would say to a held-out question.
-    text: the input that is to be rewritten, labelled or judged, or the whole question. output: the
-        one that stays, that is wanted, or that is judged. count: items wanted back. seed: of the
-        sampling.
+        give. `output`: what this user would make of an input. `judge`: how likely the output is
+        this user's, 1 to 5. `answer`: what this user would say to a held-out question.
+    text: the input that is to be rewritten, labelled, answered or judged, or the whole question.
+        output: the one that stays, that is wanted, or that is judged. count: items wanted back.
+        seed: of the sampling.
     """
 
-    kind: Strategy | Literal["vote", "judge", "answer"]
+    kind: Strategy | Literal["vote", "output", "judge", "answer"]
     shots: tuple[Item, ...]
     text: str = ""
     output: str = ""
@@ -60,8 +60,9 @@ def continuation(task: Task, ask: Ask) -> str:
         blocks = "".join(task.turned_shot(shot.input, shot.output) for shot in ask.shots)
         return f"{blocks}{task.output_name}: {_line(ask.output)}\n{task.input_name}:"
     blocks = "".join(task.shot(shot.input, shot.output) for shot in ask.shots)
-    if ask.kind in ("vote", "answer"):
-        text = ask.text if ask.kind == "vote" or task.question else task.question_input(ask.text)
+    if ask.kind in ("vote", "output", "answer"):
+        is_input = ask.kind != "answer" or task.question
+        text = ask.text if is_input else task.question_input(ask.text)
         return f"{blocks}{task.input_name}: {_line(text)}\n{task.output_name}:"
     return f"{blocks}{task.input_name}:"
 
@@ -78,7 +79,7 @@ def read_continuation(task: Task, ask: Ask, text: str) -> list[Pair | None]:
     if match is None or not match[1].strip():
         return [None]
     said = match[1].strip()
-    return [(ask.text, said) if ask.kind in ("vote", "answer") else (said, ask.output)]
+    return [(said, ask.output) if ask.kind in ("paraphrase", "label") else (ask.text, said)]
 
 
 def chat(task: Task, ask: Ask) -> list[Message]:
@@ -86,6 +87,7 @@ def chat(task: Task, ask: Ask) -> list[Message]:
     foresees = "You foresee the choices of one person, who is known to you by examples only."
     role = {
         "vote": foresees,
+        "output": foresees,
         "answer": foresees,
         "judge": "You judge whether something was written by one person, who is known to you by "
         "examples only.",
@@ -132,6 +134,11 @@ def _wish(task: Task, ask: Ask) -> str:
             f"What is this person's output for {_json(input=ask.text)}?\n"
             f"Answer with one of: {', '.join(task.labels)}; and nothing else."
         )
+    if ask.kind == "output":
+        return (
+            f"What is this person's output for {_json(input=ask.text)}?\n"
+            'Answer with one line, a JSON object with the key "output", and nothing else.'
+        )
     if ask.kind == "answer":
         return (
             f"This person is now asked: {ask.text}\n"
@@ -166,10 +173,11 @@ def _parse_line(line: str, ask: Ask) -> Pair | None:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError):
         return None
-    keys = {"input"} if ask.kind == "paraphrase" else {"input", "output"}
+    alone = {"paraphrase": {"input"}, "output": {"output"}}
+    keys = alone.get(ask.kind, {"input", "output"})
     if not isinstance(row, dict) or set(row) != keys:
         return None
-    given, output = row["input"], row.get("output", ask.output)
+    given, output = row.get("input", ask.text), row.get("output", ask.output)
     if isinstance(output, int) and not isinstance(output, bool):
         output = str(output)
     if not isinstance(given, str) or not isinstance(output, str):

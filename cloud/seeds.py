@@ -8,7 +8,7 @@ come as the user gave them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cloud.likeness import vector
@@ -17,14 +17,20 @@ from cloud.prompts import STRATEGIES, Ask, Strategy
 from cloud.tasks import Task
 from protos.errors import InputError
 
+_PER_HAND = 8
+AUTO = "auto"
+"""`label` where labels are to come as often as among the user's own items, else `new`."""
+
 
 def parse_strategies(text: str) -> dict[Strategy, float]:
-    """`new=2,paraphrase=1` as shares of the requests; a name alone has the share 1.
+    """`new=2,paraphrase=1` as shares of the requests; a name alone has the share 1, `auto` none.
 
     Raises:
         InputError: an unknown name, or a share that is no positive number.
     """
     shares: dict[Strategy, float] = {}
+    if text == AUTO:
+        return shares
     for part in text.split(","):
         name, _, share = (piece.strip() for piece in part.partition("="))
         try:
@@ -33,19 +39,23 @@ def parse_strategies(text: str) -> dict[Strategy, float]:
             value = 0.0
         if name not in STRATEGIES or name in shares or not 0 < value < 1e6:
             raise InputError(
-                f"strategies: {part.strip()!r}, expected each of {', '.join(STRATEGIES)} at most "
-                "once, with a share above 0, such as new=2,paraphrase=1"
+                f"strategies: {part.strip()!r}, expected {AUTO}, or each of "
+                f"{', '.join(STRATEGIES)} at most once, with a share above 0, such as "
+                "new=2,paraphrase=1"
             )
         shares[name] = value
     return shares
 
 
-def check_strategies(task: Task, shares: Mapping[Strategy, float]) -> None:
-    """Refuse a strategy that does not suit the task.
+def shares_for(task: Task, text: str, keeps_labels: bool = True) -> dict[Strategy, float]:
+    """The shares of one task's requests.
+
+    keeps_labels: whether labels are to come as among the user's own items; see `AUTO`.
 
     Raises:
         InputError: `label` without labels, or `paraphrase` where the output repeats the input.
     """
+    shares = parse_strategies(text) or {"label" if task.labels and keeps_labels else "new": 1.0}
     if "label" in shares and not task.labels:
         raise InputError(
             f"strategies: label, but {task.name} has no labels; take new or paraphrase"
@@ -55,6 +65,7 @@ def check_strategies(task: Task, shares: Mapping[Strategy, float]) -> None:
             f"strategies: paraphrase, but an input of {task.name} is the beginning of its output "
             "and cannot change alone; take new"
         )
+    return shares
 
 
 def requests(
@@ -65,8 +76,13 @@ def requests(
     max_chars: int,
     per_ask: int,
     seed: int,
+    is_wanted: Callable[[str], bool],
 ) -> Iterator[Ask]:
     """Endless requests, as many of each strategy as its share says.
+
+    A selection of items serves until some eight new ones were asked for with it: a local teacher
+    reads it once. is_wanted: whether, at this moment, more of a label is wanted: `label` asks for
+    no others.
 
     Raises:
         InputError: no item is short enough to be shown.
@@ -75,19 +91,22 @@ def requests(
     hands = choose_shots(items, shots, seed, max_chars)
     subjects, labels = _deck(items, f"subjects {seed}"), _deck(train, f"labels {seed}")
     used = dict.fromkeys(shares, 0)
-    number = 0
+    number, hand = 0, tuple[Item, ...]()
     while True:
         number += 1
         kind = max(
             shares, key=lambda name: shares[name] * number - used[name] * sum(shares.values())
         )
         used[kind] += 1
-        hand, own = tuple(next(hands)), seed + number
+        if (number - 1) % (_PER_HAND // per_ask or 1) == 0:
+            hand = tuple(next(hands))
+        own = seed + number
         if kind == "paraphrase":
             subject = next(subjects)
             yield Ask(kind, hand, subject.input, subject.output, seed=own)
         elif kind == "label":
-            yield Ask(kind, hand, output=next(labels).output, count=per_ask, seed=own)
+            output = next(item.output for item in labels if is_wanted(item.output))
+            yield Ask(kind, hand, output=output, count=per_ask, seed=own)
         else:
             yield Ask(kind, hand, count=per_ask, seed=own)
 

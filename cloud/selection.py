@@ -2,7 +2,8 @@
 
 In: pairs with a quality each, and how many are wanted. Out: which to take. For a task with labels,
 each label gets the share that it has among the user's own items: their habits are what is learned.
-Where a label is scarce, the others are scaled down with it.
+Where a label is scarce, the others are scaled down with it. Of few items the shares are a poor
+guess, and a label that has not come yet has none: then they may be left to the teacher.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from cloud.prompts import Pair
 from cloud.tasks import Task
 
 Quotas = dict[str, int]
+OWN = "own"
+"""Labels come as often as the user gives them."""
 
 
 def quotas(task: Task, train: Sequence[Item], wanted: int) -> Quotas:
-    """How many are wanted of each label (largest remainders), or of "" for free text."""
-    if not task.labels:
+    """How many are wanted of each label, as often as in `train` (largest remainders); of "", which
+    stands for all, for free text and where `train` is empty.
+    """
+    if not task.labels or not train:
         return {"": wanted}
     counts = Counter(item.output for item in train)
     exact = {label: wanted * count / len(train) for label, count in counts.items()}
@@ -32,10 +37,10 @@ def quotas(task: Task, train: Sequence[Item], wanted: int) -> Quotas:
     return shares
 
 
-def missing(wanted: Quotas, pairs: Sequence[Pair]) -> int:
-    """How many more would fill the quotas."""
+def missing(wanted: Quotas, pairs: Sequence[Pair]) -> Quotas:
+    """How many more of each label would fill the quotas."""
     found = Counter(_label(wanted, pair) for pair in pairs)
-    return sum(max(0, count - found[label]) for label, count in wanted.items())
+    return {label: max(0, count - found[label]) for label, count in wanted.items()}
 
 
 def places(wanted: Quotas, pairs: Sequence[Pair], real: Sequence[Item]) -> Quotas:

@@ -28,6 +28,9 @@ class Sampling:
     top_p: float = 0.95
 
 
+GREEDY = Sampling(temperature=0.0, top_p=1.0)
+
+
 @dataclass(frozen=True)
 class Reply:
     """One answer as the teacher wrote it.

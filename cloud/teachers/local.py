@@ -1,15 +1,19 @@
 """A causal language model on this machine as a teacher: the bundled one, or any of Hugging Face's.
 
-In: requests. Out: replies, sampled in batches of similar length with a KV cache. The same seeds
-give the same replies, also where an interrupted run asks for the rest only.
+In: requests. Out: replies, sampled in batches of similar length with a KV cache; what requests of a
+batch show alike is read once. The same seeds give the same replies, also where an interrupted run
+asks for the rest only.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, cast
 
+from cloud.profiles import Item
 from cloud.prompts import (
     Ask,
     Message,
@@ -26,7 +30,7 @@ from protos.base_model import BaseModel, load_model, load_tokenizer
 from protos.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerFast
 
 _BATCH = 32
 _ITEMS_PER_CHAT = 5
@@ -69,12 +73,11 @@ class HuggingFaceTeacher:
         by_length = sorted(range(len(asks)), key=lambda index: len(prompts[index]))
         unanswered = [index for index in by_length if not prompts[index]]
         yield from ((index, Reply("")) for index in unanswered)
-        by_length = by_length[len(unanswered) :]
-        for start in range(0, len(by_length), _BATCH):
-            batch = by_length[start : start + _BATCH]
+        for batch in _batches(asks, by_length[len(unanswered) :]):
             chosen = [prompts[index] for index in batch]
             seed = int(digest_json([[asks[i].seed for i in batch], chosen])[:12], 16)
-            replies = self._sample(chosen, max(rooms[i] for i in batch), sampling, seed)
+            alike = _alike([asks[i].shots for i in batch])
+            replies = self._sample(chosen, alike, max(rooms[i] for i in batch), sampling, seed)
             yield from zip(batch, replies, strict=True)
 
     @property
@@ -100,7 +103,7 @@ class HuggingFaceTeacher:
     def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
         """The prompt's ids with as many of the shots, the last ones, as leave `room` to write.
 
-        None at all for a held-out question that is itself too long: nothing can be left out of it.
+        None at all where the text to be answered is itself too long: nothing can be left out of it.
         """
         tails = [ask.shots[first:] for first in range(len(ask.shots))]
         for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
@@ -108,7 +111,7 @@ class HuggingFaceTeacher:
             if len(ids) + room <= self.base.max_positions:
                 return ids
         longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
-        if ask.kind == "answer" and len(ask.text) == longest:
+        if ask.kind in ("output", "answer") and len(ask.text) == longest:
             return []
         raise InputError(
             f"an item of {longest:,} characters does not fit the teacher's context of "
@@ -125,33 +128,74 @@ class HuggingFaceTeacher:
         return list(self._words(str(text), add_special_tokens=False)["input_ids"])
 
     def _sample(
-        self, prompts: Sequence[Sequence[int]], room: int, sampling: Sampling, seed: int
-    ) -> list[Reply]:
-        """Sampled continuations of prompts of similar length, in their order."""
+        self, prompts: Sequence[Sequence[int]], alike: Sequence[Sequence[int]], room: int,
+        sampling: Sampling, seed: int,
+    ) -> list[Reply]:  # fmt: skip
+        """Sampled continuations of prompts, in their order. alike: which show the same items."""
         import torch
 
         model, tokenizer = self._weights(), self._words
-        longest = max(map(len, prompts))
         pad: Any = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        rows = [[pad] * (longest - len(ids)) + list(ids) for ids in prompts]
-        mask = [[int(k >= longest - len(ids)) for k in range(longest)] for ids in prompts]
         stop = None if self._chats else [_STOP]
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            shared, read = self._read_once(prompts, alike, pad)
+            heads = [list(ids[:count]) for ids, count in zip(prompts, shared, strict=True)]
+            tails = [list(ids[count:]) for ids, count in zip(prompts, shared, strict=True)]
+            (heads, seen), (tails, more) = _filled(heads, pad), _filled(tails, pad)
+            rows = [head + tail for head, tail in zip(heads, tails, strict=True)]
+            mask = [head + tail for head, tail in zip(seen, more, strict=True)]
             torch.manual_seed(seed)
             generate: Any = model.generate
             output: Any = generate(
                 input_ids=torch.tensor(rows, device=model.device),
                 attention_mask=torch.tensor(mask, device=model.device),
+                past_key_values=read,
                 max_new_tokens=room,
                 **_drawing(sampling),
                 pad_token_id=pad,
                 stop_strings=stop,
                 tokenizer=tokenizer if stop else None,
-            )[:, longest:]
+            )[:, len(rows[0]) :]
         return [
             self._reply(len(ids), row.tolist(), pad, room)
             for ids, row in zip(prompts, output, strict=True)
         ]
+
+    def _read_once(
+        self, prompts: Sequence[Sequence[int]], alike: Sequence[Sequence[int]], pad: int
+    ) -> tuple[list[int], Cache | None]:
+        """How many tokens of each prompt are read, and the model's state after these, row by row.
+
+        What those alike begin with is read once for all of them. 0 and None where nothing is alike,
+        or where the state is not simply keys and values of all tokens, such as with a sliding
+        window.
+        """
+        import torch
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        nothing = [0] * len(prompts)
+        if len(alike) == len(prompts):
+            return nothing, None
+        model = self._weights()
+        begun = [_beginning([prompts[row] for row in rows]) for rows in alike]
+        if not all(begun):
+            return nothing, None
+        ids, mask = _filled(begun, pad)
+        seen = torch.tensor(mask, device=model.device)
+        read: Any = model(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=seen,
+            position_ids=(seen.cumsum(-1) - 1).clamp(min=0),
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+        if type(read) is not DynamicCache or any(type(x) is not DynamicLayer for x in read.layers):
+            return nothing, None
+        group = {row: number for number, rows in enumerate(alike) for row in rows}
+        order = [group[row] for row in range(len(prompts))]
+        read.batch_select_indices(torch.tensor(order, device=model.device))
+        return [len(begun[number]) for number in order], read
 
     def _reply(self, prompt_tokens: int, row: list[int], pad: int, room: int) -> Reply:
         text = str(self._words.decode(row, skip_special_tokens=True))
@@ -164,13 +208,56 @@ class HuggingFaceTeacher:
         if self._model is None:
             import torch
 
+            from cloud.attention import decode_fast
             from protos.base_model import compute_dtype
 
             torch.set_num_threads(self.threads)
             device = "cuda" if torch.cuda.is_available() else "cpu"
             model: Any = load_model(self.base, compute_dtype())
             self._model = model.to(device)
+            decode_fast(model)
         return cast("PreTrainedModel", self._model)
+
+
+def _batches(asks: Sequence[Ask], by_length: Sequence[int]) -> Iterator[list[int]]:
+    """Batches by length, in which what shows the same items is together.
+
+    After any of them, the rest alone gives the batches that are left.
+    """
+    groups = _alike([asks[index].shots for index in by_length])
+    parts = [
+        part[start : start + _BATCH] for part in groups for start in range(0, len(part), _BATCH)
+    ]
+    batch: list[int] = []
+    for part in sorted(parts):
+        if len(batch) + len(part) > _BATCH:
+            yield batch
+            batch = []
+        batch = batch + [by_length[place] for place in part]
+    if batch:
+        yield batch
+
+
+def _alike(shown: Sequence[tuple[Item, ...]]) -> list[list[int]]:
+    """Places of equal ones, in the order of the first of them."""
+    places: defaultdict[tuple[Item, ...], list[int]] = defaultdict(list)
+    for place, items in enumerate(shown):
+        places[items].append(place)
+    return list(places.values())
+
+
+def _beginning(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens that all of them begin with, short of the last one of any."""
+    columns = zip(*(ids[:-1] for ids in prompts), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
+def _filled(rows: Sequence[list[int]], pad: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Rows filled up on the left to one length, and their masks."""
+    longest = max(map(len, rows))
+    fills = [longest - len(ids) for ids in rows]
+    filled = [[pad] * fill + ids for fill, ids in zip(fills, rows, strict=True)]
+    return filled, [[0] * fill + [1] * (longest - fill) for fill in fills]
 
 
 def _drawing(sampling: Sampling) -> dict[str, Any]:

@@ -310,8 +310,9 @@ def test_other_options_and_a_run_in_vain_find_what_was_paid_for(tmp_path: Path, 
     def asked(judge: bool = False, **given: Any) -> list[str]:
         chat.bodies.clear()
         made = augment(
-            profile, teacher, out, config(tries=2, **given), judge=teacher if judge else None
-        )
+            profile, teacher, out, config(tries=2, strategies="new", **given),
+            judge=teacher if judge else None,
+        )  # fmt: skip
         assert made.manifest.measured["synthetic"] == (0 if given.get("judge_least") else 5)
         kinds = {"how likely is it": "judge", "What is this person's output": "vote"}
         return [next((kinds[k] for k in kinds if k in m), "new") for m in chat.asked]
@@ -371,6 +372,65 @@ def test_a_label_that_the_teacher_would_not_give_again_is_rejected(tmp_path: Pat
     chat.bodies.clear()
     without = config(tries=2, votes=0)
     augment(profile, open_teacher(chat.spec, 1), tmp_path / "e", without)
+    assert not any("What is this person's output" in message for message in chat.asked)
+
+
+def test_free_outputs_asked_for_anew_take_the_place_of_those_that_were_drawn(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    """One changes, one stays, one is now what the user has written before, one has no answer."""
+    anew = {"bell": "A bell is found", "guard": PAIRS[1][1], "pupils": ITEMS[0].output, "lane": " "}
+
+    def say(message: str, number: int) -> str:
+        asked = message.split("What is this person's output for ")
+        if len(asked) == 1:
+            return "\n".join(NEWS)
+        said = next((said for word, said in anew.items() if word in asked[1]), "Bread")
+        return json.dumps({"output": said})
+
+    chat.say = say
+    made = config(per_real=1.0, pool=1.5, tries=2, answer_shots=16)
+    dataset = augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", made)
+    rows = read_rows(dataset.file("train.jsonl"))[3:]
+    removed = read_rows(dataset.file("rejected.jsonl"))
+    taken = {row["input"]: (row["output"], row["source"].get("drawn")) for row in rows}
+    assert taken[PAIRS[0][0]] == ("A bell is found", PAIRS[0][1])
+    assert taken[PAIRS[1][0]] == (PAIRS[1][1], None)
+    reasons = {row["pair"][0]: row["reason"] for row in removed if row["pair"]}
+    assert reasons[PAIRS[2][0]] == "duplicate"
+    assert [row["text"] for row in removed if row["reason"] == "unparsed"] == ['{"output": " "}']
+    asked = [
+        (body["temperature"], body["messages"][-1]["content"])
+        for body in chat.bodies
+        if "What is this person's output" in body["messages"][-1]["content"]
+    ]
+    assert len(asked) == len(set(asked)), "each is asked once"
+    for temperature, message in asked:
+        assert temperature == 0
+        assert all(item.input in message for item in ITEMS[:3])
+    (output,) = (
+        example for example in dry_run(small_profile, open_teacher(chat.spec, 1), made)
+        if isinstance(example, dict)
+    )  # fmt: skip
+    assert output["example"] == "output"
+    newest, written = (json.dumps({"input": text}) for text in (ITEMS[2].input, PAIRS[0][0]))
+    text = output["sent"][-1]["content"].replace(f"for {newest}?", f"for {written}?")
+    assert text in [message for _, message in asked]
+
+
+def test_what_keeps_the_users_output_or_has_labels_is_not_asked_for_anew(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: json.dumps({"input": PAIRS[number % len(PAIRS)][0]})
+    made = config(strategies="paraphrase", answer_shots=16)
+    augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", made)
+    assert not any("What is this person's output" in message for message in chat.asked)
+    chat.say = lambda message, number: sorter(message)
+    chat.bodies.clear()
+    mails = profile_of(tmp_path / "p", MAILS, HAM)
+    labelled = config(tries=2, votes=0, answer_shots=16)
+    augment(mails, open_teacher(chat.spec, 1), tmp_path / "e", labelled)
+    assert chat.bodies
     assert not any("What is this person's output" in message for message in chat.asked)
 
 
@@ -500,9 +560,27 @@ def test_labels_that_are_all_equal_or_alone_need_no_votes_to_agree(tmp_path: Pat
     one = custom_task("mails", "classification", "Sort: {input}", ("ham",))
     chat.bodies.clear()
     dataset = augment(profile_of(tmp_path / "q", same, one), open_teacher(chat.spec, 1),
-                      tmp_path / "e", config(per_real=0.5, tries=2))  # fmt: skip
+                      tmp_path / "e", config(per_real=0.5, tries=2, strategies="new"))  # fmt: skip
     assert dataset.manifest.measured["rejected"]["label"] > 0
     assert not any("What is this person's output" in message for message in chat.asked)
+
+
+@pytest.mark.parametrize("strategies", ["auto", "label"])
+def test_labels_of_few_items_may_come_as_the_teacher_gives_them(
+    tmp_path: Path, chat, strategies: str
+) -> None:
+    """Who has said only one label so far would say the others, too; the votes still decide."""
+    chat.say = lambda message, number: sorter(message)
+    same = [Item(item.id, item.input, "ham") for item in MAILS]
+    profile = profile_of(tmp_path / "p", same, HAM)
+    free = config(per_real=1.0, label_shares="teacher", strategies=strategies)
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", free)
+    rows = read_rows(dataset.file("train.jsonl"))
+    made = {row["input"]: row["output"] for row in rows if row["origin"] == "synthetic"}
+    passed = {text: label for text, label in WRITTEN if "singles" not in text}
+    labels = {"ham"} if strategies == "label" else {"ham", "spam"}
+    assert made == {text: label for text, label in passed.items() if label in labels}
+    assert dataset.manifest.measured["wanted"] == 5
 
 
 def test_items_without_a_date_or_with_the_same_have_a_fixed_order(tmp_path: Path) -> None:
@@ -513,15 +591,45 @@ def test_items_without_a_date_or_with_the_same_have_a_fixed_order(tmp_path: Path
     assert profile.manifest.measured["undated"] == 2
 
 
+def test_synthetic_items_fill_up_to_what_is_enough(tmp_path: Path, chat) -> None:
+    bounds = AugmentConfig(fill_to=10, per_real=3)
+    assert [bounds.wanted(n) for n in (2, 3, 8, 10, 50)] == [6, 7, 2, 0, 0]
+    assert AugmentConfig(per_real=3).wanted(50) == 150, "no bound"
+    chat.say = lambda message, number: "\n".join(NEWS)
+    profile = profile_of(tmp_path / "p", ITEMS)
+    enough = config(per_real=3.0, fill_to=3)
+    made = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", enough).manifest.measured
+    assert (made["real"], made["wanted"], made["synthetic"], made["warning"]) == (3, 0, 0, "")
+    assert chat.bodies == []
+    assert list(dry_run(profile, open_teacher(chat.spec, 1), enough)) == []
+    filled = augment(
+        profile, open_teacher(chat.spec, 1), tmp_path / "e", config(per_real=3.0, fill_to=5)
+    )
+    assert filled.manifest.measured["synthetic"] == 2
+
+
+def test_real_items_are_repeated_where_they_would_be_too_small_a_part(tmp_path: Path, chat) -> None:
+    # of 3 and 9 a quarter is real, of 3 and 10 less: twice 3 are 6 of 16
+    shares = AugmentConfig(per_real=4)
+    assert [shares.repeats(3, synthetic) for synthetic in (0, 9, 10, 18, 19)] == [1, 1, 2, 2, 3]
+    assert AugmentConfig(real_share=0).repeats(3, 100) == 1
+    chat.say = lambda message, number: "\n".join(NEWS)
+    profile = profile_of(tmp_path / "p", ITEMS)
+    half = config(per_real=2.0, real_share=0.5)
+    made = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", half)
+    rows = read_rows(made.file("train.jsonl"))
+    counts = Counter(row["source"].get("item", "new") for row in rows)
+    assert counts == {"0": 2, "1": 2, "2": 2, "new": 6}
+    assert {name: made.manifest.measured[name] for name in ("real", "repeats", "synthetic")} == {
+        "real": 3, "repeats": 2, "synthetic": 6
+    }  # fmt: skip
+
+
 def test_settings_out_of_range_are_all_named_at_once() -> None:
     with pytest.raises(InputError, match=r"per_real is -1.*top_p is 2.*scrub is maybe"):
         AugmentConfig(per_real=-1, top_p=2, scrub="maybe")
-    with pytest.raises(
-        InputError, match=r"real items are to be 25% of the mix; expected at most 3"
-    ):
-        AugmentConfig(per_real=4)
-    assert AugmentConfig(per_real=3).per_real == 3
-    assert AugmentConfig(per_real=4, real_share=0.2).per_real == 4
+    with pytest.raises(InputError, match="real_share is 1, expected 0 or more, below 1"):
+        AugmentConfig(real_share=1)
     with pytest.raises(InputError, match="strategies: 'old'"):
         AugmentConfig(strategies="old")
 

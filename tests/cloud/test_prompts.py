@@ -16,6 +16,7 @@ NEW = Ask("new", (MILL, SNOW), count=3)
 LABEL = Ask("label", (Item("1", "Nice.", "4"),), output="4", count=2)
 PARAPHRASE = Ask("paraphrase", (MILL,), text=SNOW.input, output=SNOW.output)
 VOTE = Ask("vote", (Item("1", "Nice.", "4"),), text="Awful.")
+OUTPUT = Ask("output", (MILL,), text=SNOW.input)
 JUDGE = Ask("judge", (MILL,), text=SNOW.input, output=SNOW.output)
 
 
@@ -26,6 +27,7 @@ def test_a_continuation_shows_blocks_and_stops_where_the_model_goes_on() -> None
     )
     assert continuation(RATING, VOTE) == "Review: Nice.\nScore: 4\n\nReview: Awful.\nScore:"
     assert continuation(RATING, LABEL) == "Score: 4\nReview: Nice.\n\nScore: 4\nReview:"
+    assert continuation(HEADLINE, OUTPUT).endswith(f"\n\nArticle: {SNOW.input}\nHeadline:")
     assert continuation(HEADLINE, PARAPHRASE).endswith("Headline: Snow shuts two schools\nArticle:")
     with pytest.raises(InputError, match="a judge has to be a chat model"):
         continuation(HEADLINE, JUDGE)
@@ -39,6 +41,7 @@ def test_a_continuation_is_read_back_strictly() -> None:
     assert read_continuation(RATING, VOTE, " 4\n\nReview: more") == [("Awful.", "4")]
     assert read_continuation(RATING, LABEL, " Good.\n\n") == [("Good.", "4")]
     assert read_continuation(HEADLINE, PARAPHRASE, " Shut.\n\n") == [("Shut.", SNOW.output)]
+    assert read_continuation(HEADLINE, OUTPUT, " Shut.\n\n") == [(SNOW.input, "Shut.")]
     for garbage in ("", "4\n", " 4", "\n", "  \n"):
         assert read_continuation(RATING, VOTE, garbage) == [None]
 
@@ -102,6 +105,18 @@ def test_votes_and_marks_are_one_word_or_nothing() -> None:
     for garbage in ("I think 4", "6", "", "4.0"):
         assert read_chat(RATING, VOTE, garbage) == [None]
         assert read_chat(HEADLINE, JUDGE, garbage) == [None]
+
+
+def test_an_output_asked_for_alone_is_read_as_strictly() -> None:
+    asked = chat(HEADLINE, OUTPUT)[1]["content"]
+    assert f"person's output for {json.dumps({'input': SNOW.input})}?" in asked
+    said = '{"output": "Snow shuts schools"}'
+    assert read_chat(HEADLINE, OUTPUT, f"```json\n{said}\n```") == [
+        (SNOW.input, "Snow shuts schools")
+    ]
+    whole = json.dumps({"input": SNOW.input, "output": "Snow"})
+    for garbage in (" \n", "Snow shuts schools", said[:-2], whole, '{"output": "Sn\ufffd"}'):
+        assert read_chat(HEADLINE, OUTPUT, garbage) == [None]
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -7,7 +7,7 @@ import pytest
 
 from cloud import selection
 from cloud.profiles import Item
-from cloud.seeds import check_strategies, choose_shots, parse_strategies, requests, showable
+from cloud.seeds import choose_shots, parse_strategies, requests, shares_for, showable
 from cloud.tasks import TASKS, custom_task
 from protos.errors import InputError
 
@@ -53,7 +53,7 @@ def test_no_more_is_shown_than_fits() -> None:
 
 def test_strategies_come_in_their_shares_and_labels_in_the_users_own() -> None:
     shares = parse_strategies("new=2, paraphrase, label=1")
-    asked = list(islice(requests(SPAM, MAILS, shares, 3, 1000, 5, seed=0), 32))
+    asked = list(islice(requests(SPAM, MAILS, shares, 3, 1000, 5, 0, lambda _: True), 32))
     kinds = Counter(ask.kind for ask in asked)
     assert kinds == {"new": 16, "paraphrase": 8, "label": 8}
     # a label asked for comes from the users' own deck: 6 ham and 2 spam in eight, and never eggs
@@ -66,9 +66,17 @@ def test_strategies_come_in_their_shares_and_labels_in_the_users_own() -> None:
     assert max(shown.values()) - min(shown.values()) <= 1
 
 
+def test_labels_of_which_there_are_enough_are_no_longer_asked_for() -> None:
+    missing = {"ham", "spam"}
+    asks = requests(SPAM, MAILS, {"label": 1.0}, 3, 1000, 5, 0, missing.__contains__)
+    assert {next(asks).output for _ in range(16)} == {"ham", "spam"}
+    missing.remove("ham")
+    assert {next(asks).output for _ in range(16)} == {"spam"}
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("old", "'old', expected each of"), ("new=0", "above 0"), ("new,new", "at most once"),
+    [("old", "'old', expected auto, or each of"), ("new=0", "above 0"), ("new,new", "at most once"),
      ("new=x", "'new=x'"), ("", "''"), ("new=nan", "above 0")],
 )  # fmt: skip
 def test_strategies_that_make_no_sense_are_refused(text: str, says: str) -> None:
@@ -78,10 +86,16 @@ def test_strategies_that_make_no_sense_are_refused(text: str, says: str) -> None
 
 def test_strategies_that_do_not_suit_a_task_are_refused() -> None:
     with pytest.raises(InputError, match="LaMP_4 has no labels"):
-        check_strategies(TASKS["LaMP_4"], {"label": 1.0})
+        shares_for(TASKS["LaMP_4"], "label")
     with pytest.raises(InputError, match="LaMP_7 is the beginning of its output"):
-        check_strategies(TASKS["LaMP_7"], {"paraphrase": 1.0})
-    check_strategies(TASKS["LaMP_2"], {"label": 1.0, "paraphrase": 1.0})
+        shares_for(TASKS["LaMP_7"], "paraphrase")
+
+
+def test_auto_asks_for_labels_where_there_are_any() -> None:
+    assert shares_for(TASKS["LaMP_2"], "label=3,paraphrase") == {"label": 3.0, "paraphrase": 1.0}
+    assert shares_for(TASKS["LaMP_2"], "auto") == {"label": 1.0}
+    assert shares_for(TASKS["LaMP_2"], "auto", keeps_labels=False) == {"new": 1.0}
+    assert shares_for(TASKS["LaMP_4"], "auto") == {"new": 1.0}
 
 
 def test_quotas_keep_the_users_distribution_of_labels() -> None:
@@ -91,7 +105,7 @@ def test_quotas_keep_the_users_distribution_of_labels() -> None:
     assert selection.quotas(SPAM, MAILS[:6], 4) == {"ham": 4}, "all labels equal"
     assert selection.quotas(TASKS["LaMP_4"], MAILS, 4) == {"": 4}
     pairs = [("a", "ham"), ("b", "ham"), ("c", "eggs")]
-    assert selection.missing({"ham": 1, "spam": 2}, pairs) == 2
+    assert selection.missing({"ham": 1, "spam": 2}, pairs) == {"ham": 0, "spam": 2}
 
 
 def test_the_best_and_most_different_are_chosen_within_the_quotas() -> None:

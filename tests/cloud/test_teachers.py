@@ -13,7 +13,7 @@ from cloud.answers import Answers
 from cloud.profiles import Item
 from cloud.prompts import Ask
 from cloud.tasks import TASKS
-from cloud.teachers import Calls, Reply, Sampling, open_teacher
+from cloud.teachers import GREEDY, Calls, Reply, Sampling, open_teacher
 from protos.artifacts import read_json
 from protos.base_model import load_tokenizer
 from protos.errors import InputError, TeacherError
@@ -248,7 +248,7 @@ def test_a_server_that_counts_no_tokens_is_noted(chat, tmp_path) -> None:
     assert answers.spent[chat.spec].uncounted == 2
 
 
-@pytest.mark.parametrize("kind", ["new", "paraphrase", "label", "vote", "answer"])
+@pytest.mark.parametrize("kind", ["new", "paraphrase", "label", "vote", "output", "answer"])
 def test_local_models_answer_every_kind_of_request(plain_base, chatty_base, kind) -> None:
     ask = Ask(kind, SHOTS, text="Fine.", output="4", seed=3)
     for base in (plain_base, chatty_base):
@@ -269,7 +269,7 @@ def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_bas
     cut, write = open_teacher(f"hf:{chatty_base}", threads=1), teacher.write
 
     def interrupted(*given):
-        yield from islice(write(*given), 32)  # one batch of two
+        yield from islice(write(*given), 17)  # one batch of two
         raise KeyboardInterrupt
 
     cut.write = interrupted
@@ -277,6 +277,32 @@ def test_a_local_model_says_the_same_again_also_for_the_rest_of_a_run(chatty_bas
         Answers(tmp_path / "cut").of(cut, RATING, asks, Sampling())
     assert Answers(tmp_path / "cut").of(teacher, RATING, asks, Sampling()) == whole
     assert len({reply.text for reply in whole}) > 30
+
+
+@pytest.mark.parametrize("base", ["plain_base", "chatty_base"])
+@pytest.mark.parametrize("kind", ["vote", "answer", "new"])
+def test_items_that_many_requests_show_are_read_once_and_answers_stay(request, base, kind) -> None:
+    import torch
+
+    from protos.base_model import load_model
+
+    teacher = open_teacher(f"hf:{request.getfixturevalue(base)}", threads=1)
+    teacher._model = model = load_model(teacher.base, torch.float32)
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    texts = ["Fine.", "Long wait, good soup.", "No."]
+    shown = [SHOTS * 2, SHOTS * 3, SHOTS[::-1] * 2]  # of different lengths, the last one once
+    asks = [
+        Ask(kind, shown[n % 2] if n else shown[2], text=texts[n % 3] + "!" * n, seed=n)
+        for n in range(17)
+    ]
+    alone = [next(teacher.write(RATING, [ask], GREEDY))[1] for ask in asks]
+    read.clear()
+    together = dict(teacher.write(RATING, asks, GREEDY))
+    assert [together[index].text for index in range(17)] == [reply.text for reply in alone]
+    assert sum(read[:2]) < sum(reply.prompt_tokens for reply in alone) / 2
 
 
 def test_at_temperature_nought_a_local_model_says_what_is_likeliest(plain_base: Path) -> None:
@@ -321,10 +347,11 @@ def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(c
     assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
     with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
         list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
-    asked = [Ask("answer", SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
-    found = dict(teacher.write(RATING, asked, Sampling()))
-    assert found[0] == Reply(""), "a question that does not fit is not answered, and others are"
-    assert found[1].completion_tokens
+    for kind in ("output", "answer"):
+        asked = [Ask(kind, SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
+        found = dict(teacher.write(RATING, asked, Sampling()))
+        assert found[0] == Reply(""), "what does not fit is not answered, and others are"
+        assert found[1].completion_tokens
 
 
 @pytest.mark.parametrize(
