@@ -1,8 +1,9 @@
 """Run one heavy function in a process of its own, and stop it at any moment.
 
-In: a function of a module, its arguments, the number of threads. Out: what it returned, or the
-error it raised. The function gets a `Progress` as its last argument. The process is forked from
-one that has the heavy libraries loaded, and ends with its parent, see `nursery.py`.
+In: a function of a module, its arguments, the number of threads, a folder for temporary files.
+Out: what it returned, or the error it raised. The function gets a `Progress` as its last argument.
+The process is forked from one that has the heavy libraries loaded, and ends with its parent, see
+`nursery.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import multiprocessing
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from cloud.service.nursery import Nursery
@@ -26,7 +29,7 @@ _END_S = 10.0
 _NO_SPACE = os.strerror(errno.ENOSPC)
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS",
                      "RAYON_NUM_THREADS")  # fmt: skip
-_Request = tuple[Callable[..., Any], tuple[Any, ...], int]
+_Request = tuple[Callable[..., Any], tuple[Any, ...], int, Path]
 
 
 class ChildDied(PocketuneError):
@@ -41,13 +44,15 @@ def run(
     function: Callable[..., Any],
     arguments: tuple[Any, ...],
     threads: int,
+    folder: Path,
     progress: Progress,
     is_wanted: Callable[[], bool],
 ) -> Any:
     """Call `function(*arguments, progress)` in a new process.
 
     Returns None as soon as `is_wanted` says no, which is asked five times a second; the process is
-    stopped then. In any case it is gone when this returns.
+    stopped then. In any case it is gone when this returns. Libraries write their temporary files
+    into `folder`: whoever kills the process removes these with it.
 
     Raises:
         ChildDied: it ended without an answer.
@@ -66,7 +71,7 @@ def run(
                 kind, *rest = _receive(ours)
                 if kind == "ready":
                     begun = True
-                    _hand_over(ours, (function, arguments, threads))
+                    _hand_over(ours, (function, arguments, threads, folder))
                 elif kind == "progress":
                     progress(*rest)
                 elif kind == "error":
@@ -111,7 +116,8 @@ def _end(pipe: Connection) -> None:
 
 def _work(pipe: Connection, request: bytes) -> None:
     """The child."""
-    function, arguments, threads = pickle.loads(request)
+    function, arguments, threads, folder = pickle.loads(request)
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     for name in _THREAD_VARIABLES:  # for what is loaded from now on
         os.environ[name] = str(threads)
     if torch := sys.modules.get("torch"):  # for what is loaded already

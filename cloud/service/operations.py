@@ -101,11 +101,15 @@ def by_uid(connection: Connection, uid: str) -> Row[Any] | None:
 
 
 def begin(connection: Connection, uid: str, worker: str) -> Row[Any] | None:
-    """Take an operation: its attempt is now this worker's. None: it is done, or gone."""
+    """Take an operation: its attempt is now this worker's. None: it is done, or gone.
+
+    The progress and the message of the attempt before go in the same change; its stage and its
+    counters stay, since finished stages are not begun again.
+    """
     changed = connection.execute(
         update(Operation)
         .where(Operation.uid == uid, Operation.end_time.is_(None))
-        .values(attempt=Operation.attempt + 1, worker=worker)
+        .values(attempt=Operation.attempt + 1, worker=worker, progress=0.0, message="")
     )
     if changed.rowcount != 1:
         return None

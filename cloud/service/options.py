@@ -21,9 +21,6 @@ from protos.v1 import adapters_pb2, profiles_pb2
 
 POCKET = "pocket"
 _POCKET_BASE = Path(cloud.pocket.__path__[0]) / "models" / "base"
-_POCKET_AUGMENT: dict[str, Any] = {"per_real": 3.0, "temperature": 0.8}
-_POCKET_TRAIN: dict[str, Any] = {"learning_rate": 2e-3, "epochs": 12, "patience": 3}
-"""The bundled models are far smaller than what the defaults of the stages are made for."""
 
 
 def teacher_spec(settings: Settings, name: str, field: str = "options.teacher") -> str:
@@ -53,12 +50,11 @@ def is_third_party(spec: str) -> bool:
 
 def augmenting(options: profiles_pb2.AugmentOptions) -> AugmentConfig:
     """How synthetic items are made."""
-    defaults = _POCKET_AUGMENT if options.teacher in ("", POCKET) else {}
+    defaults = cloud.pocket.AUGMENT if options.teacher in ("", POCKET) else {}
     values = {**defaults, **_given(options, "teacher")}
-    per_real = values.get("per_real", AugmentConfig.per_real)
-    # Who asks for more than the default share of real items allows gets what they ask for.
-    share = min(AugmentConfig.real_share, 1 / (1 + per_real))
-    return AugmentConfig(**values, real_share=share)
+    if options.HasField("per_real"):
+        values["fill_to"] = 0  # who asks for so many gets them
+    return AugmentConfig(**values)
 
 
 def training(
@@ -69,7 +65,7 @@ def training(
     Raises:
         InvalidFields: a rank that no bundle of a base has room for.
     """
-    defaults = _POCKET_TRAIN if source == POCKET else {}
+    defaults = cloud.pocket.TRAIN if source == POCKET else {}
     config = TrainConfig(**{**defaults, **_given(options)})
     if config.rank > settings.lowered_rank:
         problem = f"{config.rank}, but bases are lowered for ranks up to {settings.lowered_rank}"

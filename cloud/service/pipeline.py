@@ -87,7 +87,9 @@ class Job:
         Raises:
             Cancelled: the operation is no longer wanted.
         """
-        answer = child.run(function, arguments, self.threads, self.report, self.is_wanted)
+        answer = child.run(
+            function, arguments, self.threads, self.folder, self.report, self.is_wanted
+        )
         self.check()
         return answer
 

@@ -230,18 +230,21 @@ class Runner:
         return asked
 
     def _reporter(self, job: Job, stage: Stage, before: float) -> Callable[[str, float], None]:
-        """`report` for a stage: writes progress, at most twice a second."""
-        last = [0.0]
+        """`report` for a stage: writes progress, at most twice a second.
+
+        A stage that is tried again does less at first than was told already, which stays.
+        """
+        last, told = [0.0], [before]
 
         def report(message: str, share: float) -> None:
             if share and time.monotonic() - last[0] < _REPORT_EVERY_S:
                 return
             last[0] = time.monotonic()
-            done = before + stage.share * min(max(share, 0.0), 1.0)
+            told[0] = max(told[0], before + stage.share * min(max(share, 0.0), 1.0))
             with contextlib.suppress(Exception), self._database.transaction() as connection:
                 operations.advance(
                     connection, job.operation.uid, job.operation.attempt, stage=stage.number,
-                    progress=done, message=message, counters=job.counters,
+                    progress=told[0], message=message, counters=job.counters,
                 )  # fmt: skip
 
         return report

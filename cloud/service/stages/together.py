@@ -171,7 +171,8 @@ def _round(
     group: Sequence[_Waiting], function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
     """One child for all. If it fails as a whole nobody is told an error: each tries alone."""
-    threads = group[0].job.threads  # those of one job, as the round needs one turn
+    first = group[0].job
+    threads = first.threads  # those of one job, as the round needs one turn
 
     def told(message: str, share: float) -> None:
         number, _, text = message.partition(" ")
@@ -184,7 +185,7 @@ def _round(
     given = ([each.member for each in group], *arguments, threads)
     errors: Sequence[Exception | None] | None = None
     try:
-        errors = child.run(function, given, threads, told, is_going)
+        errors = child.run(function, given, threads, first.folder, told, is_going)
     except Exception as error:  # whatever it is, it is told to somebody or tried again
         _log.warning("steps failed together", members=len(group), error=type(error).__name__)
         if len(group) == 1:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from google.longrunning import operations_pb2 as longrunning
@@ -23,6 +24,7 @@ from cloud.service.state import Database
 from cloud.service.vault import open_vault
 from protos.v1 import operations_pb2, profiles_pb2
 
+T = TypeVar("T")
 WORKER = Path(__file__).with_name("worker_process.py")
 ROOT = Path(__file__).parents[3]
 
@@ -77,17 +79,24 @@ class Bench:
             else []
         )
 
-    def until(self, what: Callable[[], object], seconds: float = 40) -> None:
+    def until(self, what: Callable[[], T], seconds: float = 40) -> T:
+        """Wait for a truth, and give it."""
         deadline = time.monotonic() + seconds
-        while not what():
+        while not (found := what()):
             assert time.monotonic() < deadline, self.lines()
             time.sleep(0.05)
+        return found
 
     def until_done(
         self, uid: str
     ) -> tuple[longrunning.Operation, operations_pb2.OperationMetadata]:
         self.until(lambda: self.state(uid)[0].done)
         return self.state(uid)
+
+    def child(self, uid: str) -> int:
+        """The process id of its child, as soon as it has one."""
+        said = self.until(lambda: [line for line in self.lines(uid) if "child" in line])
+        return int(said[0].split()[-1])
 
     def has(self, uid: str, words: str) -> Callable[[], bool]:
         return lambda: any(words in line for line in self.lines(uid))
@@ -114,13 +123,13 @@ def alive(pid: int) -> bool:
 def test_an_operation_runs_all_stages_and_tells_how_far_it_is(bench):
     bench.worker()
     uid = bench.submit("sleep:1.5")
-    bench.until(
-        lambda: (
-            bench.state(uid)[1].stage == operations_pb2.STAGE_TRAIN
-            and bench.state(uid)[1].progress > 0.3
-        )
-    )
-    _, half = bench.state(uid)
+
+    def halfway() -> operations_pb2.OperationMetadata | None:
+        told = bench.state(uid)[1]
+        return told if told.progress > 0.3 and told.stage == operations_pb2.STAGE_TRAIN else None
+
+    half = bench.until(halfway)
+    assert half
     assert half.message.startswith("step")
     assert half.HasField("time_left")
     operation, metadata = bench.until_done(uid)
@@ -130,11 +139,43 @@ def test_an_operation_runs_all_stages_and_tells_how_far_it_is(bench):
     assert metadata.stage == operations_pb2.STAGE_DONE
 
 
+def test_a_new_attempt_is_not_told_with_the_progress_of_the_one_before(bench):
+    uid, stage = bench.submit("sleep:0"), operations_pb2.STAGE_TRAIN
+    with bench.database.transaction() as connection:
+        operations.begin(connection, uid, "first")
+        operations.advance(
+            connection, uid, 1, stage=stage, progress=0.5, message="epoch 5/12",
+            counters={"synthetic": 12},
+        )  # fmt: skip
+    assert bench.state(uid)[1].HasField("time_left")
+    with bench.database.transaction() as connection:
+        operations.begin(connection, uid, "second")
+    _, told = bench.state(uid)
+    assert (told.attempt, told.progress, told.message) == (2, 0.0, "")
+    assert not told.HasField("time_left")
+    assert (told.stage, dict(told.counters)) == (stage, {"synthetic": 12})
+
+
+def test_progress_does_not_fall_when_a_stage_is_tried_again(bench):
+    bench.worker()
+    uid, told = bench.submit("stumble:3"), list[float]()
+
+    def is_done() -> bool:
+        operation, metadata = bench.state(uid)
+        told.append(metadata.progress)
+        return operation.done
+
+    bench.until(is_done)
+    assert bench.state(uid)[0].HasField("response")
+    assert sum("child" in line for line in bench.lines(uid)) == 2
+    assert any(0.5 < each < 0.9 for each in told)
+    assert told == sorted(told)
+
+
 def test_a_killed_worker_s_job_goes_on_elsewhere_and_repeats_no_finished_stage(bench):
     first = bench.worker()
     uid = bench.submit("sleep:2")
-    bench.until(bench.has(uid, "child"))
-    child = int(bench.lines(uid)[-1].split()[-1])
+    child = bench.child(uid)
     first.send_signal(signal.SIGKILL)
     bench.until(lambda: not alive(child), 5)  # the child dies with its parent
     bench.worker()
@@ -148,8 +189,7 @@ def test_a_killed_worker_s_job_goes_on_elsewhere_and_repeats_no_finished_stage(b
 def test_cancel_stops_a_running_child_within_a_second(bench):
     bench.worker()
     uid = bench.submit("sleep:60")
-    bench.until(bench.has(uid, "child"))
-    child = int(bench.lines(uid)[-1].split()[-1])
+    child = bench.child(uid)
     started = time.monotonic()
     with bench.database.transaction() as connection:
         assert not operations.request_cancel(connection, uid)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import pytest
@@ -47,6 +48,7 @@ from protos.v1 import (
     users_pb2_grpc,
 )
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[3]
 WORKER = Path(__file__).with_name("real_worker.py")
 QUESTIONS = ROOT / "cloud/pocket/users/LaMP_4/dev_questions.json"
@@ -208,11 +210,13 @@ class Service:
         assert self.get(operation).metadata.Unpack(found)
         return found
 
-    def until(self, what: Callable[[], object], seconds: float = 90) -> None:
+    def until(self, what: Callable[[], T], seconds: float = 90) -> T:
+        """Wait for a truth, and give it."""
         deadline = time.monotonic() + seconds
-        while not what():
+        while not (found := what()):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        return found
 
     def close(self) -> None:
         self.channel.close()
@@ -349,9 +353,8 @@ def test_training_goes_on_from_its_checkpoint_on_another_host(
         first.send_signal(signal.SIGKILL)
         first.wait()
         service.worker(**shared, data_dir=str(tmp_path / "host2"))
-        service.until(lambda: service.metadata(operation).attempt == 2)
-        service.until(lambda: _epoch(service, operation))
-        assert _epoch(service, operation) > 1  # it did not begin with the first epoch again
+        resumed_in = service.until(lambda: _epoch(service, operation, attempt=2))
+        assert resumed_in > 1, "it did not begin with the first epoch again"
         service.done(operation)
         assert service.metadata(operation).attempt == 2
         assert not _checkpoints(database)
@@ -446,9 +449,7 @@ def test_a_worker_killed_in_a_common_training_loses_nobody(serve, tmp_path: Path
         first.wait()
         service.worker()
         for operation in (ann, bob):
-            service.until(lambda each=operation: service.metadata(each).attempt == 2)
-            service.until(lambda each=operation: _epoch(service, each))
-            assert _epoch(service, operation) > 1
+            assert service.until(lambda each=operation: _epoch(service, each, attempt=2)) > 1
         for operation in (ann, bob):
             service.done(operation)
             assert service.metadata(operation).attempt == 2
@@ -464,9 +465,10 @@ def _is_trained(service: Service, operation: longrunning.Operation) -> bool:
     return service.metadata(operation).stage >= operations_pb2.STAGE_LOWER
 
 
-def _epoch(service: Service, operation: longrunning.Operation) -> int:
-    """The epoch that a training says it is in; 0 while it says nothing."""
-    found = re.match(r"epoch (\d+)/", service.metadata(operation).message)
+def _epoch(service: Service, operation: longrunning.Operation, attempt: int = 1) -> int:
+    """The epoch that a training says it is in; 0 while it says nothing in this attempt."""
+    told = service.metadata(operation)
+    found = re.match(r"epoch (\d+)/", told.message) if told.attempt == attempt else None
     return int(found[1]) if found else 0
 
 

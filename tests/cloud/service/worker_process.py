@@ -1,7 +1,8 @@
 """A worker with a toy pipeline, as a process of its own: `python worker_process.py DATABASE DATA`.
 
 Stages `one`, `heavy` (in a child process) and `last` write a line to DATA/log when they begin and
-end. What `heavy` does stands in the operation's request: sleep, fail, die, or kill the worker.
+end. What `heavy` does stands in the operation's request: sleep, stumble (die the first time, when
+most is done), fail, die, or kill the worker.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def say(data: Path, *words: object) -> None:
 
 
 def heavy(data: str, uid: str, what: str, worker: int, progress) -> str:
+    again = f"{uid} child" in (Path(data) / "log").read_text()
     say(Path(data), uid, "child", os.getpid())
     verb, _, seconds = what.partition(":")
     if verb == "fail":
@@ -37,6 +39,8 @@ def heavy(data: str, uid: str, what: str, worker: int, progress) -> str:
         os.kill(worker, signal.SIGKILL)
     for step in range(10):
         progress(f"step {step}", step / 10)
+        if verb == "stumble" and step == 8 and not again:
+            os._exit(3)
         time.sleep(float(seconds or 0) / 10)
     return "made"
 

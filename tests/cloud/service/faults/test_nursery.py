@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from cloud.service import child
 from protos.errors import InputError
 
 ROOT = Path(__file__).parents[4]
+NOWHERE = Path("/nonexistent")
+"""For steps that write no temporary files."""
 
 
 def family(_: object) -> dict[str, int]:
@@ -56,7 +59,7 @@ def fail(how: str, _: object) -> None:
 
 
 def run(function: Callable[..., object], *arguments: object, threads: int = 1) -> object:
-    return child.run(function, arguments, threads, lambda *_: None, lambda: True)
+    return child.run(function, arguments, threads, NOWHERE, lambda *_: None, lambda: True)
 
 
 def alive(pid: int) -> bool:
@@ -101,13 +104,32 @@ def test_a_child_s_error_arrives_and_its_death_is_told_with_the_reason():
 def test_a_child_that_is_not_wanted_is_gone_when_run_returns(tmp_path: Path):
     said = tmp_path / "pids"
     answer = child.run(
-        hold_the_interpreter, (str(said),), 1, lambda *_: None, lambda: not said.exists()
+        hold_the_interpreter, (str(said),), 1, NOWHERE, lambda *_: None, lambda: not said.exists()
     )
     assert answer is None
     pids = json.loads(said.read_text())
     assert not alive(pids["child"])
     assert alive(pids["nursery"])
     until(lambda: not alive(pids["guard"]))
+
+
+def leave_temporary_files(said: str, _: object) -> None:
+    """As a library in the midst of its work, and a program that it calls; then wait."""
+    tempfile.mkdtemp()
+    subprocess.run(["mktemp"], check=True, stdout=subprocess.DEVNULL)
+    Path(said).touch()
+    time.sleep(120)
+
+
+def test_temporary_files_of_a_killed_child_lie_in_the_step_s_folder(tmp_path: Path):
+    said, folder = tmp_path / "said", tmp_path / "job"
+    folder.mkdir()
+    tempfile.gettempdir()  # it is remembered from the first time on
+    answer = child.run(
+        leave_temporary_files, (str(said),), 1, folder, lambda *_: None, lambda: not said.exists()
+    )
+    assert answer is None
+    assert len(list(folder.iterdir())) == 2
 
 
 def killed_nursery() -> int:
@@ -129,8 +151,9 @@ def test_nobody_waits_for_libraries_to_load_for_a_step_that_is_not_wanted(tmp_pa
     started = time.monotonic()
     wanted = iter([True, True])  # asked five times a second, and then no more
     answer = child.run(
-        hold_the_interpreter, (str(said),), 1, lambda *_: None, lambda: next(wanted, False)
-    )
+        hold_the_interpreter, (str(said),), 1, NOWHERE, lambda *_: None,
+        lambda: next(wanted, False),
+    )  # fmt: skip
     given_up = time.monotonic() - started
     assert answer is None
     run(family)  # this one waits until all is loaded
