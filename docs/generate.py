@@ -1,7 +1,8 @@
 """Writes what is made from the code: `docs/cli.md`, `docs/tables.md`, a table in `docs/service.md`.
 
-And the table of docs/benchmarks.md, from the files in benchmarks/results. `python docs/generate.py`
-writes them; tests/test_docs.py fails when they differ from the code or from those files.
+And the table of docs/benchmarks.md, from the files in benchmarks/results, and those of
+docs/evaluation.md, from the files in docs/evaluation. `python docs/generate.py` writes them;
+tests/test_docs.py fails when they differ from the code or from those files.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
+from cloud.evaluation.report import summary
 from cloud.service.settings import Settings
 from cloud.tasks import TASKS
 from export.recipes import RECIPES
@@ -26,6 +28,8 @@ _WIDTH = 92
 _BEGIN, _END = "<!-- settings: made by docs/generate.py -->", "<!-- end of settings -->"
 _RESULTS_BEGIN = "<!-- results: made by docs/generate.py from benchmarks/results -->"
 _RESULTS_END = "<!-- end of results -->"
+_TEST_BEGIN = "<!-- test: made by docs/generate.py from docs/evaluation/test -->"
+_TEST_END = "<!-- end of test -->"
 _NOTE = "<!-- Made by docs/generate.py; do not edit. -->\n"
 
 
@@ -33,7 +37,7 @@ def pages() -> dict[str, str]:
     """File name -> content of every generated page."""
     return {
         "cli.md": cli_page(), "tables.md": tables_page(), "service.md": service_page(),
-        "benchmarks.md": benchmarks_page(),
+        "benchmarks.md": benchmarks_page(), "evaluation.md": evaluation_page(),
     }  # fmt: skip
 
 
@@ -127,6 +131,16 @@ def benchmarks_page() -> str:
     return "\n".join(
         [head + _RESULTS_BEGIN, "", *made, "", _RESULTS_END + rest.split(_RESULTS_END)[1]]
     )
+
+
+def evaluation_page() -> str:
+    """The page as it is, with what the evaluation of the pocket world's test users found."""
+    page = (HERE / "evaluation.md").read_text("utf-8")
+    head, rest = page.split(_TEST_BEGIN)
+    files = sorted((HERE / "evaluation" / "test").glob("*/evaluation.json"))
+    made = summary([json.loads(file.read_text("utf-8")) for file in files])
+    _, _, tables = made.partition("\n")
+    return f"{head}{_TEST_BEGIN}\n{tables}\n{_TEST_END}{rest.split(_TEST_END)[1]}"
 
 
 def _figure(row: dict[str, Any]) -> tuple[str, ...]:

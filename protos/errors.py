@@ -15,7 +15,10 @@ A message names the path or field, what was expected, what was found and what to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
+
+_SHOWN = 3
 
 
 class PocketuneError(Exception):
@@ -64,3 +67,15 @@ class NotRunError(PocketuneError):
     """Lowered, but nothing here can run it, so that parity can say neither sound nor failed."""
 
     exit_code = 9
+
+
+def listed(reasons: Mapping[str, str]) -> str:
+    """Who failed and why, in one line that stays readable of a thousand: the first three, and how
+    many more. A reason that begins with its name is not named twice.
+    """
+    shown = [
+        reason if reason.startswith(f"{name}: ") else f"{name}: {reason}"
+        for name, reason in list(reasons.items())[:_SHOWN]
+    ]
+    more = len(reasons) - len(shown)
+    return "; ".join([*shown, *[f"and {more} more"] * (more > 0)])

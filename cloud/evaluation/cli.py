@@ -25,7 +25,7 @@ SPLITS = ("train", "dev", "test")
 SUITES = ("pocket",)
 POCKET_BASE = POCKET_TEACHER.with_name("base")
 PAGE = "evaluation.md"
-QUICK_ARMS = "base,real,mixed,other,teacher"
+QUICK_ARMS = "base,real,real-repeated,mixed,other,teacher"
 QUICK_USERS = 6
 """As few as have an interval; those with the fewest items, which take the least time."""
 QUICK_OPTIONS = {"per_real": 1.0}
@@ -56,8 +56,8 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--suite",
     type=click.Choice(SUITES),
-    help="Instead of --data: the users of the bundled world, a task after the other: those that "
-    "the bundled models know, or with --base all. Options that are not given are those of `demo`.",
+    help="Instead of --data: the users of the bundled world, all of its tasks one after the "
+    "other. Options that are not given are those of `demo`.",
 )
 @click.option(
     "--quick",
@@ -79,7 +79,12 @@ def command(on_device: OnDevice) -> click.Command:
     multiple=True,
     help="A Profile with questions, or a folder of them; may be repeated.",
 )
-@click.option("--task", "task_name", help="LaMP task, where --data's outputs do not tell it.")
+@click.option(
+    "--task",
+    "task_name",
+    help="LaMP task, where --data's outputs do not tell it. With --suite: only these tasks, "
+    "separated by commas.",
+)
 @click.option("--users", type=click.IntRange(min=1), help="Only so many users, the first ones.")
 @click.option(
     "--others",
@@ -171,6 +176,7 @@ def eval_command(
     from cloud.evaluation.inputs import EvaluateConfig, Means, context
     from cloud.evaluation.plots import check, draw
     from cloud.evaluation.report import markdown, summary
+    from cloud.evaluation.results import read_results
     from cloud.evaluation.users import read_users
     from cloud.train import TrainConfig
     from protos.base_model import open_base
@@ -181,10 +187,11 @@ def eval_command(
     arms = arms or (QUICK_ARMS if quick else ",".join(DEFAULT))
     if suite:
         given |= _pocket_options(QUICK_OPTIONS if quick else {})
-        data = bundled_users(base, split, None if quick else users, out / "users")
-        others = others or contributors(base, arms, out / "contributors")
+        data = world_users(split, None if quick else users, out / "users", task_name)
+        others = others or contributors(arms, out / "contributors")
+        task_name = None
     base = base or str(POCKET_BASE)
-    places = task_folders(data, out) if data else {out: list(profiles)}
+    places = task_folders(data, out, bool(suite)) if data else {out: list(profiles)}
     if plots:
         check()
     config = EvaluateConfig(arms, ratios, nearest, teacher_shots, seed)
@@ -216,8 +223,8 @@ def eval_command(
         (place / PAGE).write_text(markdown(made[-1]), encoding="utf-8")
         if plots:
             draw(made[-1], place / "plots")
-    if len(made) > 1:
-        (out / PAGE).write_text(summary(made), encoding="utf-8")
+    if places.keys() != {out}:
+        (out / PAGE).write_text(summary([read_results(each) for each in made]), encoding="utf-8")
     if not as_json:
         click.echo((out / PAGE).read_text("utf-8"))
     for each in made:
@@ -248,34 +255,42 @@ def _pocket_options(others: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def bundled_users(base: str | None, split: str, users: int | None, out: Path) -> tuple[Path, ...]:
+def world_users(
+    split: str, users: int | None, out: Path, tasks: str | None = None
+) -> tuple[Path, ...]:
     """The folders of the pocket world's users, a task each, written into `out`.
 
-    base: None for the bundled one, which does not know every task.
+    Raises:
+        InputError: `tasks`, names with commas between them, has one that the world has not.
     """
-    from cloud.pocket.world import BUNDLED, WORLDS, write_users
+    from cloud.pocket.world import WORLDS, write_users
 
-    folders = {task: out / task for task in (WORLDS if base else BUNDLED)}
+    wanted = list(WORLDS) if tasks is None else [name.strip() for name in tasks.split(",")]
+    if unknown := [name for name in wanted if name not in WORLDS]:
+        raise InputError(f"--task {unknown[0]}: the suite has {', '.join(WORLDS)}")
+    folders = {task: out / task for task in wanted}
     for task, folder in folders.items():
         write_users(task, split, folder, users)
     return tuple(folders.values())
 
 
-def contributors(base: str | None, arms: str, out: Path) -> tuple[Path, ...]:
+def contributors(arms: str, out: Path) -> tuple[Path, ...]:
     """Other users of the pocket world, for the arm that learns from them."""
     from cloud.evaluation.arms import TASK
 
     wanted = TASK in [name.strip() for name in arms.split(",")]
-    return bundled_users(base, "train", CONTRIBUTORS, out) if wanted else ()
+    return world_users("train", CONTRIBUTORS, out) if wanted else ()
 
 
-def task_folders(data: Sequence[Path], out: Path) -> dict[Path, list[Path]]:
+def task_folders(data: Sequence[Path], out: Path, apart: bool) -> dict[Path, list[Path]]:
     """Where each task's evaluation goes, and the folder that it is about.
+
+    apart: in a folder of its own also where it is the only one.
 
     Raises:
         InputError: two folders have the same name.
     """
-    if len(data) == 1:
+    if len(data) == 1 and not apart:
         return {out: [data[0]]}
     places = {out / folder.resolve().name: [folder] for folder in data}
     if len(places) < len(data):

@@ -69,12 +69,12 @@ class Datasets:
         if data == "real":
             return self._real()
         is_ratio = data.startswith("ratio-")
-        per_real = max(self.ratios) if is_ratio else self.config.per_real
-        whole = self._augmented(per_real)
+        whole = self._augmented(max(self.ratios) if is_ratio else None)
         if data == "real-repeated":
             return self._repeated(counts(whole)[0])
         if whole.manifest.measured.get("warning"):
             self.fallen_back.add(data)
+        if not counts(whole)[1]:
             return None if data == "synthetic" else self._real()
         if data == "mixed":
             return whole
@@ -110,10 +110,14 @@ class Datasets:
     def _own(self) -> Rows:
         return [real_row(self._user.task, item) for item in self._train]
 
-    def _augmented(self, per_real: float) -> Artifact:
-        share = min(self.config.real_share, 1 / (1 + per_real))
-        config = replace(self.config, per_real=per_real, real_share=share)
-        out = self.folder / f"augmented-{per_real:g}"
+    def _augmented(self, ratio: float | None = None) -> Artifact:
+        """The augmentation that is configured, or one of so many items for each real one."""
+        config = self.config
+        if ratio is not None:
+            share = min(config.real_share, 1 / (1 + ratio))
+            config = replace(config, per_real=ratio, fill_to=0, real_share=share)
+        name = f"augmented-{config.per_real:g}" if ratio is None else f"augmented-ratio-{ratio:g}"
+        out = self.folder / name
         return augment(
             self.profile, self.teacher, out, config, self.progress, self.judge, self.calls,
             beside=self.folder / "augmented",
@@ -175,6 +179,7 @@ def by_origin(dataset: Artifact) -> tuple[Rows, Rows]:
 def unfiltered(user: Profile, whole: Artifact, scrubber: Scrubber | None) -> Rows:
     """As many as passed, but the first ones that the teacher wrote and that can be trained on.
 
+    With the outputs that came with them, where outputs were asked for anew.
     Out stays all the same what is not of the task's form, what is near a held-out question, and
     what holds somebody's personal data, whatever else was wrong with it.
     """
@@ -186,6 +191,7 @@ def unfiltered(user: Profile, whole: Artifact, scrubber: Scrubber | None) -> Row
         for row in rejected
         if row["pair"] and row["reason"] != "schema"
     ]
+    written = [((text, source.get("drawn", output)), source) for (text, output), source in written]
     written.sort(key=lambda each: (each[1]["seed"], each[1]["index"]))
     filters = filters_for(user, *split(user.items), scrubber)
     sound = [

@@ -41,7 +41,7 @@ from protos.artifacts import (
     open_artifact,
     write_json,
 )
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, listed
 from protos.progress import Progress, part, silent
 
 
@@ -160,11 +160,15 @@ def _adapters(
     members: dict[Path, Member] = {}
     places: dict[tuple[str, str], Path | None] = {}
     for (data, name), dataset in datasets.items():
+        if dataset is None:
+            places[data, name] = None
+            continue
+        # who has no synthetic items has one adapter, of `real`, for all that would mix them in;
         # the shared one goes where `task withdraw` looks for it
-        place = out / "task" / ADAPTER if data == TASK else folders[name] / "adapters" / data
-        places[data, name] = place if dataset else None
-        if dataset:
-            members[place] = Member(dataset, place, means.training)
+        own = "real" if dataset.path.name == "real" else data
+        place = out / "task" / ADAPTER if data == TASK else folders[name] / "adapters" / own
+        places[data, name] = place
+        members[place] = Member(dataset, place, means.training)
     trained = train_many(list(members.values()), means.base, means.threads, progress=progress)
     failed = {
         str(place): str(answer)
@@ -172,8 +176,8 @@ def _adapters(
         if isinstance(answer, PocketuneError)
     }
     if failed:
-        each = "; ".join(f"{place}: {error}" for place, error in failed.items())
-        raise InputError(f"{len(failed)} of {len(members)} adapters could not be trained: {each}")
+        count = f"{len(failed)} of {len(members)}"
+        raise InputError(f"{count} adapters could not be trained: {listed(failed)}")
     made = {
         place: answer
         for place, answer in zip(members, trained, strict=True)

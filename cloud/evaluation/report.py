@@ -1,6 +1,7 @@
 """The Evaluation as a page to read: a table of the arms, and what may be concluded.
 
-In: an Evaluation. Out: Markdown. All of it is in `evaluation.json`, and the costs in the manifest.
+In: an Evaluation, or what several found. Out: Markdown. All of it is in `evaluation.json`, and the
+costs in the manifest.
 """
 
 from __future__ import annotations
@@ -56,9 +57,11 @@ def markdown(evaluation: Artifact) -> str:
     return "\n".join(parts)
 
 
-def summary(evaluations: Sequence[Artifact]) -> str:
-    """A table over tasks: the scores of the arms, and what the product's arm gains in each."""
-    all_found = [read_results(evaluation) for evaluation in evaluations]
+def summary(all_found: Sequence[dict[str, Any]]) -> str:
+    """Tables over tasks: the scores of the arms, and what the product's arm gains in each.
+
+    all_found: what `read_results` gives, of one Evaluation a task, with the same arms.
+    """
     names = [name for name in (*_HELD_AGAINST, OURS, TEACHER) if name in all_found[0]["arms"]]
     overs = [name for name in _HELD_AGAINST if name in names and OURS in names]
     rows = [
@@ -77,7 +80,11 @@ def summary(evaluations: Sequence[Artifact]) -> str:
         "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
         "real and the teacher in context. Each task has a page of its own in its folder.\n"
     )
-    return f"# {len(rows) - 2} tasks\n\n{_table(rows)}\n{note}{_gaps(all_found)}"
+    count = f"{len(all_found)} task" + "s" * (len(all_found) > 1)
+    parts = [f"# {count}\n", _table(rows), note + _gaps(all_found)]
+    if "real" in overs:
+        parts += [f"{OURS} over real, by the number of items:\n", _tasks_by_items(all_found)]
+    return "\n".join(parts)
 
 
 def _gaps(all_found: Sequence[dict[str, Any]]) -> str:
@@ -93,6 +100,16 @@ def _gaps(all_found: Sequence[dict[str, Any]]) -> str:
         f"\n{OURS} closes {fmean(told.values()):.0%} of the gap, the mean over the {len(told)} of "
         f"{len(shares)} tasks whose interval of teacher over real lies above zero: {each}.\n"
     )
+
+
+def _tasks_by_items(all_found: Sequence[dict[str, Any]]) -> str:
+    """What the product's arm gains over `real`: a row for so many items, a column for each task."""
+    of_tasks = {found["task"]: by_items(found, "real") for found in all_found}
+    rows = [["items", *of_tasks], ["---"] * (1 + len(of_tasks))]
+    for items in sorted({items for groups in of_tasks.values() for items in groups}):
+        told = [groups.get(items) for groups in of_tasks.values()]
+        rows.append([_range(items), *(_interval(vars(each)) if each else "" for each in told)])
+    return _table(rows)
 
 
 def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
@@ -203,8 +220,12 @@ def _by_items(found: dict[str, Any]) -> str:
     rows = [head, ["---"] * len(head)]
     for items, first in groups[overs[0]].items():
         gains = [_interval(vars(groups[over][items])) for over in overs]
-        rows.append([f"{items} to {2 * items - 1}", str(first.users), *gains])
+        rows.append([_range(items), str(first.users), *gains])
     return _table(rows)
+
+
+def _range(items: int) -> str:
+    return f"{items} to {2 * items - 1}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cloud.evaluation.inputs import Person
 
 RESULTS_FILE = "evaluation.json"
-FORM = 2
+FORM = 3
 """Of what is in it, and by what rules: an Evaluation of another form is made anew."""
 GOLDS_FILE = "golds.json"
 """The users' own answers to exactly the questions that were asked, in LaMP's format."""

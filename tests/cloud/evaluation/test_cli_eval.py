@@ -372,7 +372,7 @@ def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withd
         open_artifact(out / "task" / "adapter", "Adapter")
 
 
-def test_the_suite_is_the_bundled_users_of_every_task(tmp_path: Path, tiny_base: Path) -> None:
+def test_the_suite_is_the_users_of_every_task_of_the_world(tmp_path: Path, tiny_base: Path) -> None:
     from cloud.pocket.world import WORLDS, write_users
 
     out = tmp_path / "out"
@@ -391,12 +391,31 @@ def test_the_suite_is_the_bundled_users_of_every_task(tmp_path: Path, tiny_base:
         assert [each["id"] for each in said] == [each["id"] for each in golds]
 
 
+def test_the_suite_takes_the_tasks_that_are_named_and_finds_again_what_they_made(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    out = tmp_path / "out"
+    given = (
+        "--suite", "pocket", "--users", "1", "--base", tiny_base, "--arms", "base", "--no-plots",
+        "--out", out,
+    )  # fmt: skip
+    one = run(*given, "--task", "LaMP_4")
+    assert one.exit_code == 0, one.stderr
+    assert one.stdout.startswith("# 1 task\n")
+    made = (out / "LaMP_4" / "evaluation" / "manifest.json").read_text()
+    two = run(*given, "--task", "LaMP_5, LaMP_4", "--json")
+    assert two.exit_code == 0, two.stderr
+    assert [json.loads(line)["task"] for line in two.stdout.splitlines()] == ["LaMP_5", "LaMP_4"]
+    assert (out / "LaMP_4" / "evaluation" / "manifest.json").read_text() == made
+    one_line(run(*given, "--task", "LaMP_6"), 2, "--task LaMP_6: the suite has LaMP_1, LaMP_2")
+
+
 def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the arm `task`, which learns from users that neither split for measuring holds."""
     from cloud.evaluation import cli
-    from cloud.pocket.world import BUNDLED
+    from cloud.pocket.world import WORLDS
 
     monkeypatch.setattr(cli, "CONTRIBUTORS", 1)
     out = tmp_path / "out"
@@ -406,8 +425,8 @@ def test_quick_takes_those_with_fewest_items_and_options_that_suit_the_bundled_m
     )  # fmt: skip
     assert done.exit_code == 0, done.stderr
     made = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [each["task"] for each in made] == list(BUNDLED)
-    for task in BUNDLED:
+    assert [each["task"] for each in made] == list(WORLDS)
+    for task in WORLDS:
         found = json.loads((out / task / "evaluation" / "evaluation.json").read_text())
         assert [user["items"] for user in found["users"]] == [4]
         options = {**found["config"]["augment"], **found["config"]["train"]}

@@ -312,7 +312,7 @@ def test_what_was_made_is_told_and_not_what_was_asked_for(
     assert gain["mean"] == pytest.approx((sum(scores[0]) - sum(scores[1])) / 3)
     assert "- mixed over real: " in markdown(made)
     assert "- mixed over real-repeated: " in markdown(made)
-    assert "| mixed over real | mixed over real-repeated | " in summary([made])
+    assert "| mixed over real | mixed over real-repeated | " in summary([found])
 
 
 def test_costs_hold_what_teachers_read_and_wrote_and_their_price(

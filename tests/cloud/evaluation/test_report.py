@@ -63,12 +63,25 @@ def test_a_share_of_the_gap_is_told_only_where_there_surely_is_one(tmp_path: Pat
     assert gap_closed(read_results(few)) is None
     assert "- mixed closes 50% of the gap between real and the teacher." in markdown(sure)
     assert "of the gap" not in markdown(unsure)
-    page = summary([sure, more, unsure, few])
+    page = summary([read_results(each) for each in (sure, more, unsure, few)])
     assert (
         "mixed closes 60% of the gap, the mean over the 2 of 4 tasks whose interval of teacher "
         "over real lies above zero: LaMP_4 50%, LaMP_5 70%."
     ) in page
     assert page.count("%") == 2 + 3 + 1  # two rows, that line, and "95% intervals"
-    assert "of no gap can be told" in summary([unsure, few])
+    assert "of no gap can be told" in summary([read_results(each) for each in (unsure, few)])
     without = evaluation(tmp_path, "LaMP_2", {"real": REAL, "mixed": REAL})
-    assert "the gap can" not in summary([without])
+    assert "the gap can" not in summary([read_results(without)])
+
+
+def test_over_tasks_gains_stand_side_by_side_by_the_number_of_items(tmp_path: Path) -> None:
+    mixed = [0.5, 0.5, 0.6, 0.9, 0.5, 0.5, 0.5]
+    scores = {"real": [0.4] * 7, "mixed": mixed}
+    one, two = (read_results(evaluation(tmp_path, task, scores)) for task in ("LaMP_4", "LaMP_5"))
+    for user, items in zip(one["users"], (4, 7, 8, 64, 64, 64, 64), strict=True):
+        user["items"] = items
+    lines = summary([one, two]).splitlines()
+    table = lines[lines.index("| items | LaMP_4 | LaMP_5 |") :]
+    assert table[2] == "| 4 to 7 | +0.100 | " + table[2].split(" | ")[2]
+    assert table[2].split(" | ")[2].startswith("+0.171 (+")  # of all seven, who have four items
+    assert table[3:] == ["| 8 to 15 | +0.200 |  |", "| 64 to 127 | +0.200 |  |"]
