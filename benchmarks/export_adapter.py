@@ -1,10 +1,9 @@
 """What a user costs: `export adapter` against `export merged`, in seconds and in bytes on the wire.
 
 8da4w, r = 8 on all linear layers. Before the separate form is timed, parity is run on it. Of random
-weights, the 135M shape's, rounding flips near ties: there the gates of the first token may fail. Of
-a random adapter on the bundled base, int4 turns the small effect: there the gate of its direction
-may fail (benchmarks/inference.py holds it against PEFT on the same int4 weights). Any other failure
-ends it. That those weights are random does not matter for sizes and times.
+weights, the 135M shape's, rounding flips near ties: there the gates of the first token may fail.
+Any other failure ends it, and with quick, which takes trained weights, any at all. That the weights
+are random does not matter for sizes and times.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def rows(quick: bool, work: Path) -> list[Row]:
     with ThreadPoolExecutor(2 if quick else 1) as pool:
         base, merged = pool.map(models.lowered, WAYS, [models.INT4] * 2, [model] * 2)
     checked = models.exported(0, model, base.path, work / "checked", goldens=True)
-    note = _check(base.path, checked, may_fail="effect_cosine" if quick else "lowering_top1")
+    note = _check(base.path, checked, may_fail=() if quick else ("lowering_top1",))
     seconds: list[float] = []
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -60,8 +59,10 @@ def rows(quick: bool, work: Path) -> list[Row]:
     ]  # fmt: skip
 
 
-def _check(base: Path, adapter: Path, *, may_fail: str) -> str:
+def _check(base: Path, adapter: Path, *, may_fail: tuple[str, ...]) -> str:
     """Parity of the separate form; gives what there is to say about it.
+
+    may_fail: how the names of gates begin that may.
 
     Raises:
         SystemExit: it does not answer as PEFT does.

@@ -1,8 +1,8 @@
 """What a benchmark of the suite gives back: a list of `Row`, each a line of docs/benchmarks.md.
 
 A benchmark is a module with `rows(quick: bool, work: Path) -> list[Row]`, which ends with an error
-where the outputs it compares are not right. `quick`: bundled or tiny models and few repeats.
-`work`: an empty folder that is removed afterwards.
+where the outputs it compares are not right. `quick`: the bundled models, or one layer
+of their base, and few repeats. `work`: an empty folder that is removed afterwards.
 """
 
 from __future__ import annotations

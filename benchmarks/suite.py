@@ -1,9 +1,10 @@
-"""Every benchmark, each in a process of its own, one after another; what they found becomes files.
+"""Every benchmark, each in a process of its own, one by one; what they found becomes files.
 
 `make bench` (`python -m benchmarks.suite`) writes `benchmarks/results/NAME.json`, and from them the
-table of docs/benchmarks.md; `make bench-quick` (`--quick`) measures bundled and tiny models and
-writes into build/. `--only NAME` takes one benchmark, or several. One that fails, because an
-answer was wrong or a part broke, has its error in its file, the others run, and the exit code is 1.
+table of docs/benchmarks.md; `make bench-quick` (`--quick`) measures the bundled models or one layer
+of their base, two benchmarks at a time, and writes into build/. `--only NAME` takes one benchmark,
+or several. One that fails, because an answer was wrong or a part broke, has its error in its file,
+the others run, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,9 @@ BENCHMARKS = sorted(
 )
 RESULTS, QUICK_RESULTS = HERE / "results", ROOT / "build" / "bench" / "quick"
 LOGS = ROOT / "build" / "bench" / "logs"
-LIMIT_S = 3600.0
+LIMIT_S = 7200.0
+QUICK_AT_ONCE = 2
+"""Benchmarks of a quick run, which is to show that all still work, and not how fast."""
 
 
 def main() -> None:
@@ -51,12 +56,13 @@ def main() -> None:
     if not given.quick and not given.only:
         shutil.rmtree(models.LOWERINGS, ignore_errors=True)  # their seconds are figures, too
     failed: list[str] = []
-    for name in given.only or BENCHMARKS:
-        print(f"{name} …", flush=True)
-        result = run(name, quick=given.quick)
-        show(result)
-        (out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        failed += [name] if "error" in result else []
+    with ThreadPoolExecutor(QUICK_AT_ONCE) as pool:
+        each = pool.map if given.quick else map
+        for result in each(partial(run, quick=given.quick), given.only or BENCHMARKS):
+            show(result)
+            name, text = result["benchmark"], json.dumps(result, indent=1) + "\n"
+            (out / f"{name}.json").write_text(text, encoding="utf-8")
+            failed += [name] if "error" in result else []
     if out == RESULTS:
         subprocess.run([sys.executable, "docs/generate.py"], cwd=ROOT, check=True)
     if failed:
@@ -67,6 +73,7 @@ def run(name: str, *, quick: bool) -> dict[str, Any]:
     """One benchmark, with what must be known to judge its figures."""
     log = LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name} …", flush=True)
     load, started = os.getloadavg()[0], time.perf_counter()
     result: dict[str, Any] = {
         "benchmark": name,
@@ -94,6 +101,7 @@ def measure(name: str, quick: bool) -> list[dict[str, Any]]:
 
 def show(result: dict[str, Any]) -> None:
     """The rows for people."""
+    print(f"{result['benchmark']}: {result['seconds']} s")
     for row in result["rows"]:
         peer = f", {row['peer']} {row['theirs']:,.4g}" if row["theirs"] is not None else ""
         ratio = f": {row['ratio']:.2f}" if row["ratio"] is not None else ""
@@ -102,7 +110,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {row['figure']}:{ours}{peer}{ratio}{note}")
     if "error" in result:
         print(f"  FAILED: {result['error']}")
-    print(f"  {result['seconds']} s", flush=True)
+    sys.stdout.flush()
 
 
 def _peers() -> dict[str, str]:
