@@ -51,7 +51,7 @@ floor: setup ## the generated code with the oldest protobuf and gRPC that are al
 bench: setup ## every benchmark, and the table in docs/benchmarks.md; it builds llama.cpp once
 	$(BIN)/python -m benchmarks.suite
 
-bench-quick: setup ## the same on the bundled models with few repeats, into build/
+bench-quick: setup ## the same on small models with few repeats, into build/
 	$(BIN)/python -m benchmarks.suite --quick
 
 docs: setup ## write the generated pages of docs/

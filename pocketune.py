@@ -264,11 +264,13 @@ class Result:
 
     def require_gain(self) -> None:
         """Raise GateError unless personalization helped on the held-out questions."""
-        if self.held_out is None or self.held_out.gain_low <= 0:
-            found = f"{self.held_out.gain_low:+.3f}" if self.held_out else "no questions"
+        asked = self.held_out.questions if self.held_out else 0
+        if self.held_out is None or self.held_out.gain_low is None:
+            raise GateError(f"{asked} held-out questions are too few to tell whether it helped")
+        if self.held_out.gain_low <= 0:
             raise GateError(
                 "personalization did not measurably help: the 95% interval of the gain on held-out "
-                f"questions begins at {found}, expected above 0"
+                f"questions begins at {self.held_out.gain_low:+.3f}, expected above 0"
             )
 
 
@@ -276,16 +278,16 @@ class Result:
 class HeldOut:
     """Answers of the runtime to held-out questions, base alone against base and adapter.
 
-    score: what is measured, higher is better. gain_low, gain_high: 95% bootstrap interval of the
-    mean paired difference. example: one question with both answers and the user's own.
+    score: what is measured, higher is better. gain_low, gain_high: 95% interval of the mean gain a
+    question, None of fewer than six. example: one question with both answers and the user's own.
     """
 
     questions: int
     score: str
     before: float
     after: float
-    gain_low: float
-    gain_high: float
+    gain_low: float | None
+    gain_high: float | None
     example: dict[str, str]
 
 
@@ -359,7 +361,8 @@ def answer_held_out(
     profile: Artifact, base: Path, adapter: Path, threads: int, progress: Progress
 ) -> HeldOut | None:
     """Let the runtime answer the profile's held-out questions without and with the adapter."""
-    from cloud.metrics import bootstrap_interval, item_scores, score_name
+    from cloud.evaluation.statistics import gain
+    from cloud.metrics import item_scores, score_name
     from cloud.profiles import read_profile
     from mobile_runtime.engine import open_engine
     from mobile_runtime.generate import Sampling, complete
@@ -370,21 +373,24 @@ def answer_held_out(
     if not asked:
         return None
     engine, prompt = open_engine(base, None, threads), open_prompt(base)
+    sampling = Sampling()
+    if labels := user.task.answer_labels:  # however long they are
+        sampling = Sampling(choices=labels, max_new_tokens=engine.context_length)
     answers: list[list[str]] = []
     for round_, bundle in enumerate((None, adapter)):
         engine.set_adapter(bundle)
         answers.append([])
         for number, (query, _) in enumerate(asked, 1):
             ids = prompt.encode(query)
-            answers[-1].append(complete(engine, prompt, ids, Sampling())[0])
+            answers[-1].append(complete(engine, prompt, ids, sampling)[0])
             progress(f"{number} of {len(asked)} answers", (round_ + number / len(asked)) / 2)
     golds = [gold for _, gold in asked]
     before, after = (item_scores(user.task, said, golds) for said in answers)
-    _, low, high = bootstrap_interval([b - a for a, b in zip(before, after, strict=True)])
+    gained = gain(after, before)
     example = {"asked": asked[0][0], "before": answers[0][0], "after": answers[1][0]}
     return HeldOut(
         len(asked), score_name(user.task), sum(before) / len(asked), sum(after) / len(asked),
-        low, high, {**example, "user": golds[0]},
+        gained.low, gained.high, {**example, "user": golds[0]},
     )  # fmt: skip
 
 
@@ -452,10 +458,12 @@ def _held_out_lines(held_out: HeldOut | None) -> list[tuple[str, str]]:
         return []
     rows = [("Answer" if name == "asked" else "", f"{name:<7} {_short(text)}")
             for name, text in held_out.example.items()]  # fmt: skip
-    gain = held_out.after - held_out.before
+    interval = "too few questions for an interval"
+    if held_out.gain_low is not None:
+        interval = f"95% interval {held_out.gain_low:+.3f} to {held_out.gain_high:+.3f}"
     numbers = (
         f"{held_out.score} {held_out.before:.3f} before, {held_out.after:.3f} after: "
-        f"{gain:+.3f} (95% interval {held_out.gain_low:+.3f} to {held_out.gain_high:+.3f})"
+        f"{held_out.after - held_out.before:+.3f} ({interval})"
     )
     return [*rows, ("Held out", f"{held_out.questions} questions, answered by the runtime"),
             ("", numbers)]  # fmt: skip

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import pytest
 
 import cloud.pocket
 from cloud.metrics import bootstrap_interval
-from pocketune import POCKET_ARGUMENTS
+from cloud.profiles import read_profile, write_profile
+from pocketune import POCKET_ARGUMENTS, answer_held_out
 from protos.artifacts import open_artifact
+from protos.progress import silent
 from tests.cloud.conftest import chat as chat
 
 POCKET = Path(cloud.pocket.__file__).parent
@@ -82,7 +85,6 @@ def test_the_bundled_user_gains_and_the_interval_is_above_zero(made) -> None:
 
 def test_another_users_adapter_does_not_help(made, work: Path) -> None:
     from cloud.metrics import item_scores
-    from cloud.profiles import read_profile
     from mobile_runtime.engine import open_engine
     from mobile_runtime.generate import Sampling, complete
     from mobile_runtime.prompt import open_prompt
@@ -106,6 +108,19 @@ def test_another_users_adapter_does_not_help(made, work: Path) -> None:
     assert bootstrap_interval(own)[1] > 0
 
 
+def test_of_few_questions_no_interval_is_told(made, work: Path, tmp_path: Path) -> None:
+    """Five answers that all got better are no proof, as `eval` holds of users."""
+    task, first, _ = made
+    one = work / task / "one"
+    user = read_profile(open_artifact(one / "profile"))
+    few = write_profile(replace(user, questions=user.questions[:5]), tmp_path / "few")
+    given = (few, work / "base-bundle", one / "adapter-bundle", 2, silent)
+    found = answer_held_out(*given)
+    assert found is not None
+    assert (found.questions, found.gain_low, found.gain_high) == (5, None, None)
+    assert found.example == first["held_out"]["example"]
+
+
 def test_a_rating_user_gets_a_sound_package_too(work: Path) -> None:
     """In float32. No gain is asserted: the bundled teacher reads tastes poorly from few ratings."""
     user = users("LaMP_3")[0]
@@ -123,7 +138,7 @@ def test_where_nothing_passes_the_real_items_alone_make_a_sound_package(work: Pa
     more = ["--teacher", chat.spec, "--scrub", "off", "--tries", "1"]
     result = personalize(task, users(task)[0], work / "in-vain", work, more=more)
     data = result["artifacts"]["dataset"]["measured"]
-    assert (data["real"], data["synthetic"], data["wanted"]) == (10, 0, 30)
+    assert (data["real"], data["synthetic"], data["wanted"]) == (10, 0, 38)
     assert data["warning"].startswith(f"nothing that {chat.spec} wrote passed the filters (")
     rows = open_artifact(work / "in-vain" / "dataset").file("train.jsonl").read_text().splitlines()
     assert [json.loads(row)["origin"] for row in rows] == ["real"] * 10
