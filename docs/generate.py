@@ -28,8 +28,6 @@ _WIDTH = 92
 _BEGIN, _END = "<!-- settings: made by docs/generate.py -->", "<!-- end of settings -->"
 _RESULTS_BEGIN = "<!-- results: made by docs/generate.py from benchmarks/results -->"
 _RESULTS_END = "<!-- end of results -->"
-_TEST_BEGIN = "<!-- test: made by docs/generate.py from docs/evaluation/test -->"
-_TEST_END = "<!-- end of test -->"
 _NOTE = "<!-- Made by docs/generate.py; do not edit. -->\n"
 
 
@@ -134,13 +132,19 @@ def benchmarks_page() -> str:
 
 
 def evaluation_page() -> str:
-    """The page as it is, with what the evaluation of the pocket world's test users found."""
+    """The page as it is, with what the evaluations in each folder of docs/evaluation found."""
     page = (HERE / "evaluation.md").read_text("utf-8")
-    head, rest = page.split(_TEST_BEGIN)
-    files = sorted((HERE / "evaluation" / "test").glob("*/evaluation.json"))
-    made = summary([json.loads(file.read_text("utf-8")) for file in files])
-    _, _, tables = made.partition("\n")
-    return f"{head}{_TEST_BEGIN}\n{tables}\n{_TEST_END}{rest.split(_TEST_END)[1]}"
+    for folder in sorted(path for path in (HERE / "evaluation").iterdir() if path.is_dir()):
+        begin = (
+            f"<!-- {folder.name}: made by docs/generate.py from docs/evaluation/{folder.name} -->"
+        )
+        end = f"<!-- end of {folder.name} -->"
+        files = sorted(folder.glob("*/evaluation.json"))
+        made = summary([json.loads(file.read_text("utf-8")) for file in files])
+        _, _, tables = made.partition("\n")
+        (head, _), (_, tail) = page.split(begin), page.split(end)
+        page = f"{head}{begin}\n{tables}\n{end}{tail}"
+    return page
 
 
 def _figure(row: dict[str, Any]) -> tuple[str, ...]:

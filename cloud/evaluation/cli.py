@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cloud.evaluation.inputs import Device
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
-SPLITS = ("train", "dev", "test")
+SPLITS = ("train", "dev", "test", "test2")
 SUITES = ("pocket",)
 POCKET_BASE = POCKET_TEACHER.with_name("base")
 PAGE = "evaluation.md"

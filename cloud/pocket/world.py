@@ -37,8 +37,10 @@ SPLITS: dict[str, range] = {
     "train": TRAIN_USERS[:100],
     "dev": DEV_USERS[:20],
     "test": TEST_USERS[100:140],
+    "test2": TEST_USERS[200:240],
 }
-"""Users that files are written for. The bundled users, seen by all, are not among `test`."""
+"""Users that files are written for. The bundled users, seen by all, are not among those of tests.
+`test2` is for what was changed after `test` had been looked at."""
 SIZES = (4, 8, 16, 32, 64)
 """Items in a profile. Five users in a row, from a multiple of five on, have one of these each."""
 QUESTIONS = 20
@@ -206,7 +208,8 @@ def digests() -> dict[str, str]:
     return {
         f"{task}/{split}_{name}.json": hashlib.sha256(text.encode()).hexdigest()
         for task in WORLDS
-        for split in ("dev", "test")
+        for split in SPLITS
+        if split != "train"
         for name, text in _file_texts(task, split, None).items()
     }
 
