@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-_BATCH = 16
+_BATCH = 32
 
 
 @dataclass(frozen=True)
