@@ -37,7 +37,7 @@ from protos.base_model import (
     load_tokenizer,
     prompt_ids,
 )
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, without_frames
 from protos.progress import Progress, part, silent
 from protos.shipped_weights import load_shipped
 
@@ -295,6 +295,7 @@ class _Job:
     def _end(self, error: PocketuneError) -> None:
         self.result = error
         self._work.__exit__(type(error), error, error.__traceback__)
+        without_frames(error)  # they hold this round's learners
 
     def read(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """The rows as token ids, if the adapter can be kept."""

@@ -18,7 +18,7 @@ import torch
 from cloud.checkpoint import State, resume, save
 from cloud.trainer.lora import Factors
 from cloud.trainer.packing import Example, Segment
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, without_frames
 from protos.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -73,9 +73,13 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [self.flat], lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.factors = self.routed(torch.float32)
         self._best = {"adapter": flat.clone()}
         self.state = resume(checkpoint, {"adapter": self.flat}, self._best, self.optimizer)
+
+    @property
+    def factors(self) -> dict[str, Factors]:
+        """The factors as they are trained, by layer."""
+        return self.routed(torch.float32)
 
     @property
     def per_epoch(self) -> int:
@@ -114,7 +118,7 @@ class Learner:
         try:
             require_finite(loss, self.state.step, self.config)
         except InputError as error:
-            self.error = error
+            self._failed(error)
             return
         rate = schedule(self.state.step, self.last, self.config.warmup)
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * rate
@@ -137,7 +141,11 @@ class Learner:
         try:
             self._end_epoch(valid_loss)
         except InputError as error:
-            self.error = error
+            self._failed(error)
+
+    def _failed(self, error: InputError) -> None:
+        without_frames(error)  # they hold this learner
+        self.error = error
 
     def _end_epoch(self, valid_loss: float) -> None:
         assert self.state is not None

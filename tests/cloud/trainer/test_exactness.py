@@ -149,6 +149,8 @@ def test_one_who_diverges_or_is_cancelled_disturbs_nobody(tmp_path: Path) -> Non
     fit(model, learners, ROOMY, silent, ended.append)
     assert "loss is nan" in str(learners[0].error) or "loss is inf" in str(learners[0].error)
     assert "lower --learning-rate" in str(learners[0].error)
+    assert learners[0].error
+    assert learners[0].error.__traceback__ is None, "its frames hold the learner"
     assert "cancelled" in str(learners[2].error)
     assert ended.index(learners[1]) == 2
     assert distance(final(learners[1]), train_with_peft(model, sound)) < 1e-4

@@ -1,5 +1,6 @@
 """`train_many` and `train --users`: artifacts for many users, through kills and bad data."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,7 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +22,8 @@ from cloud import train as train_module
 from cloud.profiles import write_rows
 from cloud.service.stages.together import asked
 from cloud.train import Member, TrainConfig, train, train_many
+from cloud.trainer.fit import fit
+from cloud.trainer.learner import Learner
 from cloud.trainer.memory import Budget, rounds, saved_bytes
 from pocketune import main
 from protos.artifacts import Artifact, create, open_artifact
@@ -112,6 +118,62 @@ def test_a_bad_user_ends_alone_and_the_others_are_kept(tmp_path: Path, base: Bas
         assert says in error
         assert "\n" not in error
     assert not (tmp_path / "wild").exists()
+
+
+class Seen:
+    """The learners of all rounds so far. before: how many were alive as each round began."""
+
+    def __init__(self) -> None:
+        self.before: list[int] = []
+        self._learners: list[weakref.ref[Learner]] = []
+
+    def alive(self) -> int:
+        return sum(each() is not None for each in self._learners)
+
+    def fit(self, model: Any, learners: list[Learner], *rest: Any) -> None:
+        self.before.append(self.alive())
+        self._learners += [weakref.ref(learner) for learner in learners]
+        fit(model, learners, *rest)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    """Without the garbage collector: memory is planned as if a round's learners went with it."""
+    found = Seen()
+    monkeypatch.setattr("cloud.trainer.fit.fit", found.fit)
+    gc.disable()
+    yield found
+    gc.enable()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_no_learner_outlives_its_round_however_it_ended(
+    tmp_path: Path, base: BaseModel, seen: Seen, dropout: float
+) -> None:
+    """In each round one is sound, one diverges, one is cancelled, one's folder goes."""
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    fast = {**vars(FAST), "epochs": 1, "dropout": dropout}
+    members: list[Member] = []
+    for number in range(3):
+        sound, wild = TrainConfig(**fast), TrainConfig(**{**fast, "learning_rate": 1e30})
+        job = tmp_path / f"job{number}"
+        members += [
+            Member(dataset, tmp_path / f"sound{number}", sound),
+            Member(dataset, tmp_path / f"wild{number}", wild),
+            Member(dataset, tmp_path / f"gone{number}", sound, wanted=lambda: False),
+            Member(dataset, job / "adapter", sound, Going(job, 2)),
+        ]
+    answers = train_many(members, base, 1, memory_budget=8 * 170_000)
+    assert seen.before == [0, 0, 0]
+    assert not seen.alive()
+    assert [type(answer) for answer in answers] == [Artifact, *[InputError] * 3] * 3
+    for error in answers[1:4]:
+        assert isinstance(error, InputError)
+        assert error.__traceback__ is None
+        assert error.exit_code == 2
+    expected = ("lower --learning-rate", "cancelled", "cannot be written")
+    for error, says in zip(answers[1:4], expected, strict=True):
+        assert says in str(error)
 
 
 @pytest.mark.parametrize("says", ["exists and is a file", "is not a Pocketune artifact"])
