@@ -139,9 +139,12 @@ class _Passes:
         self._tokens = budget.tokens(states, int((saved + transient) / longest))
 
     def _saved(self, length: int) -> int:
-        """What a sequence of this length keeps for its backward pass."""
-        first = self._learners[0].routed(self._model.dtype, dropping=False)
-        self._routing.factors = [first]
+        """Bytes that a sequence of this length keeps for its backward pass, whosever it is.
+
+        Dropout keeps less: with it, the last layer has no rows of needed tokens beside its input.
+        """
+        widest = max(self._learners, key=lambda learner: learner.width)
+        self._routing.factors = [widest.routed(self._model.dtype, dropping=False)]
         probe = pack([Piece(0, 0, Example([0] * length, length))], self._model.device)
         with self._recomputing(self._recompute):
             return saved_bytes(lambda: self._states(probe), self._model.parameters())

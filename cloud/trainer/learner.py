@@ -82,6 +82,11 @@ class Learner:
         return self.routed(torch.float32)
 
     @property
+    def width(self) -> int:
+        """Numbers of A x of all layers together, which each of this user's tokens keeps."""
+        return sum(shape[0] for name, shape in self.shapes.items() if name.endswith(_A))
+
+    @property
     def per_epoch(self) -> int:
         """Steps of one pass over the rows."""
         return math.ceil(len(self.rows) / self.config.batch_size)
