@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from cloud.augment import TRAIN_FILE, VALID_FILE
 from cloud.profiles import read_rows
+from cloud.randomness import seed_problems
 from protos.artifacts import (
     Artifact,
     create,
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from cloud.trainer.packing import Example
 
 _CHECKPOINT = "checkpoint.safetensors"
+MOST_RANK = 256
+"""Of a LoRA adapter, here and in the service."""
 _LARGEST = 1e30  # beyond it PyTorch's optimizers end in an overflow
 _BEST_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a row that keep the device busy; longer ones only take memory."""
@@ -83,17 +86,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("rank", "alpha", "learning_rate", "epochs", "batch_size", "patience")
+        positive = ("alpha", "learning_rate", "epochs", "batch_size", "patience")
         wrong = [
             f"{name} is {getattr(self, name)}, expected above 0 and at most {_LARGEST:g}"
             for name in positive
             if not 0 < getattr(self, name) <= _LARGEST
         ]
+        if not 1 <= self.rank <= MOST_RANK:
+            wrong.insert(0, f"rank is {self.rank}, expected 1 to {MOST_RANK}")
         if not 0 <= self.weight_decay <= 1:
             wrong.append(f"weight_decay is {self.weight_decay}, expected 0 to 1")
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 wrong.append(f"{name} is {getattr(self, name)}, expected 0 to below 1")
+        wrong += seed_problems(self.seed)
         if wrong:
             raise InputError("; ".join(wrong))
 

@@ -404,6 +404,15 @@ def test_the_command_trains_a_folder_of_users_and_reports_the_bad_one(
         (["--users", "nothing"], "no Dataset, and no folder of Datasets either"),
         (["--users", "users", "--users", "users/ann"], "two Datasets are called ann"),
         (["--users", "users", "--memory", "0"], "--memory"),
+        (
+            ["--users", "users", "--seed", "20000000000000"],
+            "Error: seed is 20000000000000, expected",
+        ),
+        (["--users", "users", "--seed", "-1"], "Error: seed is -1, expected 0 to 2147483647\n"),
+        (
+            ["--users", "users", "--rank", "300000000"],
+            "Error: rank is 300000000, expected 1 to 256",
+        ),
     ],
 )
 def test_bad_arguments_get_one_line(
@@ -419,6 +428,7 @@ def test_bad_arguments_get_one_line(
     done = CliRunner().invoke(main, [*common, *arguments])
     assert done.exit_code == 2
     assert says in done.stderr
+    assert done.stderr.count("Error") == 1
     assert not (tmp_path / "out").exists()
 
 
