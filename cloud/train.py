@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from cloud.checkpoint import State
+    from cloud.trainer.alone import Beginnings
     from cloud.trainer.learner import Learner
     from cloud.trainer.memory import Budget
     from cloud.trainer.packing import Example
@@ -188,15 +189,18 @@ def _train_jobs(
     jobs: Sequence[_Job], model: PreTrainedModel, memory_budget: int | None, progress: Progress
 ) -> None:
     """As many users at a time as the budget holds; then what cannot be packed, one by one."""
-    from cloud.trainer.fit import unsupported
+    from cloud.trainer.alone import Beginnings
     from cloud.trainer.memory import Budget, free_bytes, rounds
 
     device = model.device
-    available = free_bytes(device) if memory_budget is None else memory_budget
+    free = free_bytes(device)
+    available = free if memory_budget is None else memory_budget
     budget = Budget(available, _BEST_TOKENS.get(device.type, _BEST_TOKENS["cpu"]))
+    beginnings = Beginnings(model)
     for job in jobs:
         with job.answering():
-            job.look(model, unsupported)
+            job.look(model, beginnings)
+            job.require_room(available, free)
     sound = [job for job in jobs if job.result is None]
     together = [job for job in sound if not job.alone_because]
     alone = [[job] for job in sound if job.alone_because]
@@ -206,12 +210,16 @@ def _train_jobs(
         if group[0].alone_because:
             _train_alone(group[0], model, share)
         else:
-            _train_together(group, model, budget, share)
+            _train_together(group, model, beginnings, budget, share)
         done += len(group)
 
 
 def _train_together(
-    jobs: Sequence[_Job], model: PreTrainedModel, budget: Budget, progress: Progress
+    jobs: Sequence[_Job],
+    model: PreTrainedModel,
+    beginnings: Beginnings,
+    budget: Budget,
+    progress: Progress,
 ) -> None:
     """One round: each adapter is written as soon as its user is through."""
     from cloud.trainer.fit import fit
@@ -220,7 +228,8 @@ def _train_together(
         learners: dict[Learner, _Job] = {}
         for job in jobs:
             with job.answering():
-                learners[job.learner(model, stack)] = job
+                learners[job.learner(model, beginnings, stack)] = job
+        beginnings.forget()
 
         def ended(learner: Learner) -> None:
             job = learners[learner]
@@ -230,9 +239,12 @@ def _train_together(
                 how = {"trainer": "packed", "users": len(learners)}
                 if learner.recomputed:
                     how["recomputed"] = f"{learner.recomputed} sequences, for want of memory"
+                if job.exceeds:
+                    how["memory"] = job.exceeds
                 job.keep(cast("State", learner.state), learner.best(), how)
 
         if learners:
+            progress = _adding(progress, jobs[0].exceeds)
             fit(model, list(learners), budget, progress, ended)
 
 
@@ -277,6 +289,7 @@ class _Job:
         self.valid: list[Example] = []
         self.alone_because: str | None = None
         self.state_bytes = 0
+        self.exceeds: str | None = None
         self.result: Artifact | PocketuneError | None = finished(
             member.out, "Adapter", self._parents, self._resolved
         )
@@ -315,16 +328,29 @@ class _Job:
                 f"{dataset.path}: {len(self.rows)} rows to train on, {len(self.valid)} to check by"
             )
 
-    def look(
-        self, model: PreTrainedModel, unsupported: Callable[[Any, Sequence[str]], str | None]
-    ) -> None:
+    def look(self, model: PreTrainedModel, beginnings: Beginnings) -> None:
         """What this member's adapter takes, and whether it can be packed with others."""
-        from cloud.trainer.alone import first_factors
+        from cloud.trainer.fit import unsupported
         from cloud.trainer.learner import layer_of, state_bytes
 
-        tensors, self._lora = first_factors(model, self.member.config)
-        self.state_bytes = state_bytes(tensors)
-        self.alone_because = unsupported(model, [layer_of(name) for name in tensors])
+        shapes, self._lora = beginnings.shapes(self.member.config)
+        self.state_bytes = state_bytes(sum(shape.numel() for shape in shapes.values()))
+        self.alone_because = unsupported(model, [layer_of(name) for name in shapes])
+
+    def require_room(self, available: int, free: int) -> None:
+        """Note a state that exceeds the budget; it is a round of its own.
+
+        Raises:
+            InputError: it exceeds what is free, so that the process would be killed for it.
+        """
+        takes = f"the state of this adapter takes {_gib(self.state_bytes)}"
+        if self.state_bytes > free:
+            raise InputError(
+                f"{takes}, but {_gib(free)} are free beside the model; lower --rank, or adapt "
+                "fewer projections (--targets)"
+            )
+        if self.state_bytes > available:
+            self.exceeds = f"{takes}, more than the {_gib(available)} of --memory"
 
     def open_work(self, stack: contextlib.ExitStack) -> Path:
         """Begin: where the checkpoint is, as long as this member is on its way."""
@@ -333,17 +359,19 @@ class _Job:
         folder = work_dir(self.member.out, self._parents, self._resolved)
         return self._work.enter_context(folder) / _CHECKPOINT
 
-    def learner(self, model: PreTrainedModel, stack: contextlib.ExitStack) -> Learner:
+    def learner(
+        self, model: PreTrainedModel, beginnings: Beginnings, stack: contextlib.ExitStack
+    ) -> Learner:
         """Begin: this user among others."""
-        from cloud.trainer.alone import first_factors
         from cloud.trainer.learner import Learner
 
         checkpoint = self.open_work(stack)
-        tensors, _ = first_factors(model, self.member.config)
-        placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         member = self.member
+        tensors = beginnings.factors(member.config)
+        placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        progress = _adding(member.progress, self.exceeds)
         return Learner(
-            placed, self.rows, self.valid, member.config, checkpoint, member.wanted, member.progress
+            placed, self.rows, self.valid, member.config, checkpoint, member.wanted, progress
         )
 
     def keep(self, state: State, tensors: dict[str, torch.Tensor], how: dict[str, Any]) -> None:
@@ -367,6 +395,15 @@ class _Job:
             )
         self._work.close()
         self.result = open_artifact(self.member.out, "Adapter")
+
+
+def _adding(progress: Progress, note: str | None) -> Progress:
+    """The same with a note behind each message."""
+    return (lambda message, share: progress(f"{message} ({note})", share)) if note else progress
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.3g} GiB"
 
 
 def _require_distinct(members: Sequence[Member]) -> None:

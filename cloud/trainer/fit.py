@@ -132,7 +132,7 @@ class _Passes:
         """How long rows may be, from what the longest sequence would keep."""
         rows = [row for learner in self._learners for row in learner.rows]
         longest = max(len(row.ids) for row in rows)
-        states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
+        states = sum(state_bytes(learner.flat.numel()) for learner in self._learners)
         saved = scaled_bytes(self._saved, longest)
         layer = saved / self._model.config.num_hidden_layers
         transient = saved if self._recompute else 2 * layer

@@ -1,5 +1,6 @@
 """The loop with PEFT, for what cannot be packed: what it takes of memory, at the same result."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,21 @@ import pytest
 import torch
 
 from cloud.checkpoint import State
-from cloud.trainer.alone import adapted, factors, fit_alone
+from cloud.train import TrainConfig
+from cloud.trainer.alone import Beginnings, adapted, factors, first_factors, fit_alone
 from protos.errors import UnsupportedError
 from protos.progress import silent
-from tests.cloud.trainer.conftest import User, cross_entropy, make_model, make_user, predicted
+from tests.cloud.trainer.conftest import (
+    FAMILIES,
+    User,
+    cross_entropy,
+    make_model,
+    make_user,
+    predicted,
+)
 
 EPOCHS, BATCHES = 2, 2
+Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
 def user(**config: object) -> User:
@@ -37,6 +47,54 @@ def test_activations_are_computed_again_where_it_is_asked_for(tmp_path: Path) ->
     assert sum(runs) == 2 * EPOCHS * BATCHES
     assert not model.is_gradient_checkpointing
     torch.testing.assert_close(again, plain)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "mistral"])
+def test_beginnings_are_those_of_peft(family: str) -> None:
+    """The shapes and the factors bit by bit, whoever came before."""
+    model = make_model(family)
+    weights = {name: (p.data_ptr(), p.requires_grad) for name, p in model.named_parameters()}
+    beginnings = Beginnings(model)
+    configs = [
+        TrainConfig(seed=seed, rank=rank, dropout=(seed - 1) / 10, targets=targets)
+        for seed, rank, targets in (
+            (1, 4, "all-linear"), (1, 4, "all-linear"), (2, 4, "all-linear"), (2, 8, "all-linear"),
+            (2, 8, "o_proj,down_proj" if family != "phi" else "dense,fc2"), (1, 4, "all-linear"),
+        )
+    ]  # fmt: skip
+    for config in configs:
+        expected, lora = first_factors(model, config)
+        shapes, found_lora = beginnings.shapes(config)
+        found = beginnings.factors(config)
+        assert found.keys() == expected.keys() == shapes.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert shapes == {name: tensor.shape for name, tensor in expected.items()}
+        assert found_lora.to_dict() == lora.to_dict()
+    assert weights == {
+        name: (p.data_ptr(), p.requires_grad) for name, p in model.named_parameters()
+    }
+
+
+def test_what_beginnings_remember_does_not_grow_with_the_users() -> None:
+    model = make_model("llama")
+    beginnings = Beginnings(model)
+    for rank in range(1, 20):
+        beginnings.shapes(TrainConfig(rank=rank, targets="q_proj"))
+    assert len(beginnings._shapes) == 16
+    kept = weakref.ref(beginnings.factors(TrainConfig(rank=2))[Q])
+    assert kept() is not None
+    beginnings.factors(TrainConfig(rank=3))
+    assert kept() is None
+    kept = weakref.ref(beginnings.factors(TrainConfig(rank=2))[Q])
+    beginnings.forget()
+    assert kept() is None
+
+
+def test_shapes_take_no_memory() -> None:
+    model = make_model("llama")
+    with adapted(model, TrainConfig(), numberless=True) as peft:
+        made = [p for name, p in peft.named_parameters() if "lora_" in name]
+        assert {p.device.type for p in made} == {"meta"}
 
 
 def test_checking_takes_one_row_at_a_time(tmp_path: Path) -> None:

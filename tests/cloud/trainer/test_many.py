@@ -22,6 +22,7 @@ from cloud import train as train_module
 from cloud.profiles import write_rows
 from cloud.service.stages.together import asked
 from cloud.train import Member, TrainConfig, train, train_many
+from cloud.trainer.alone import first_factors
 from cloud.trainer.fit import fit
 from cloud.trainer.learner import Learner
 from cloud.trainer.memory import Budget, rounds, saved_bytes
@@ -174,6 +175,74 @@ def test_no_learner_outlives_its_round_however_it_ended(
     expected = ("lower --learning-rate", "cancelled", "cannot be written")
     for error, says in zip(answers[1:4], expected, strict=True):
         assert says in str(error)
+
+
+def test_a_state_beyond_the_budget_is_trained_alone_and_said(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 4]) for n in range(2)]
+    large = TrainConfig(**{**vars(FAST), "epochs": 1, "rank": 32})
+    small = TrainConfig(**{**vars(large), "rank": 1})
+    own: list[str] = []
+    told: list[str] = []
+    members = [
+        Member(datasets[0], tmp_path / "large", large, progress=lambda m, _: own.append(m)),
+        Member(datasets[1], tmp_path / "small", small),
+    ]
+    answers = made(train_many(members, base, 1, 1_000_000, lambda m, _: told.append(m)))
+    notes = [answer.manifest.measured.get("memory") for answer in answers]
+    says = "the state of this adapter takes 0.00122 GiB, more than the 0.000931 GiB of --memory"
+    assert notes == [says, None]
+    assert [says in message for message in told] == [True, False]
+    assert says in own[0]
+    for number, config in enumerate((large, small)):
+        alone = train(datasets[number], base, tmp_path / f"a{number}", config, 1)
+        assert_same(answers[number], alone)
+
+
+@pytest.mark.parametrize("budget", [None, 1 << 40])
+def test_a_state_beyond_what_is_free_is_refused_and_the_others_are_trained(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch, budget: int | None
+) -> None:
+    monkeypatch.setattr("cloud.trainer.memory.free_bytes", lambda _: 1_000_000)
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    large = TrainConfig(**{**vars(FAST), "epochs": 1, "rank": 32})
+    small = TrainConfig(**{**vars(large), "rank": 1})
+    members = [Member(dataset, tmp_path / "l", large), Member(dataset, tmp_path / "s", small)]
+    error, answer = train_many(members, base, 1, budget)
+    assert isinstance(error, InputError)
+    assert "takes 0.00122 GiB, but 0.000931 GiB are free" in str(error)
+    assert "lower --rank" in str(error)
+    assert isinstance(answer, Artifact)
+
+
+@pytest.fixture
+def wrapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that PEFT made factors of, one after another."""
+    found: list[int] = []
+
+    def noted(model: Any, config: TrainConfig) -> Any:
+        found.append(config.seed)
+        return first_factors(model, config)
+
+    monkeypatch.setattr("cloud.trainer.alone.first_factors", noted)
+    return found
+
+
+def test_users_who_begin_alike_have_their_first_factors_made_once(
+    tmp_path: Path, base: BaseModel, wrapped: list[int]
+) -> None:
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 4]) for n in range(5)]
+    configs = [TrainConfig(**{**vars(FAST), "epochs": 1, "seed": seed}) for seed in (3, 3, 3, 4, 3)]
+    members = [
+        Member(dataset, tmp_path / str(n), config)
+        for n, (dataset, config) in enumerate(zip(datasets, configs, strict=True))
+    ]
+    answers = made(train_many(members, base, 1))
+    assert wrapped == [3, 4, 3]
+    for number in (2, 3, 4):
+        alone = train(datasets[number], base, tmp_path / f"a{number}", configs[number], 1)
+        assert_same(answers[number], alone)
 
 
 @pytest.mark.parametrize("says", ["exists and is a file", "is not a Pocketune artifact"])
