@@ -9,6 +9,7 @@ goes on from its users' last checkpoints and ends with the adapters of an uninte
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -407,9 +408,9 @@ def _gib(size_bytes: int) -> str:
 
 
 def _require_distinct(members: Sequence[Member]) -> None:
-    """Raise InputError if two members would write the same adapter."""
-    places = [member.out.absolute() for member in members]
-    if twice := sorted({str(place) for place in places if places.count(place) > 1}):
+    """Raise InputError if two members would write the same adapter, by whichever path."""
+    places = [os.path.realpath(member.out) for member in members]  # no error for a loop of links
+    if twice := sorted({place for place in places if places.count(place) > 1}):
         raise InputError(f"{', '.join(twice)}: asked for twice; give each user a place of its own")
 
 

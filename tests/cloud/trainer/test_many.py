@@ -345,6 +345,19 @@ def test_the_same_place_twice_is_refused(tmp_path: Path, base: BaseModel) -> Non
         train_many([Member(dataset, tmp_path / "out", FAST)] * 2, base, 1)
 
 
+@pytest.mark.parametrize("other", ["link/out", "alias", "real/../real/out"])
+def test_the_same_place_by_another_path_is_refused(
+    tmp_path: Path, base: BaseModel, other: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "alias").symlink_to("real/out")  # to what is not there yet
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    members = [Member(dataset, tmp_path / path, FAST) for path in ("real/out", other)]
+    with pytest.raises(InputError, match=r"real/out: asked for twice; give each user"):
+        train_many(members, base, 1)
+
+
 @pytest.fixture
 def mistral(tmp_path: Path, tiny_base: Path) -> BaseModel:
     """A base that cannot be packed."""
