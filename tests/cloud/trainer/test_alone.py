@@ -10,8 +10,8 @@ import torch
 from cloud.checkpoint import State
 from cloud.train import TrainConfig
 from cloud.trainer.alone import Beginnings, adapted, factors, first_factors, fit_alone
-from protos.errors import UnsupportedError
-from protos.progress import silent
+from protos.errors import InputError, UnsupportedError
+from protos.progress import Progress, silent
 from tests.cloud.trainer.conftest import (
     FAMILIES,
     User,
@@ -19,6 +19,7 @@ from tests.cloud.trainer.conftest import (
     make_model,
     make_user,
     predicted,
+    train_with_peft,
 )
 
 EPOCHS, BATCHES = 2, 2
@@ -29,10 +30,64 @@ def user(**config: object) -> User:
     return make_user(1, 4, epochs=EPOCHS, batch_size=2, **config)
 
 
-def trained(model: Any, own: User, path: Path) -> tuple[dict[str, torch.Tensor], State]:
+def trained(
+    model: Any, own: User, path: Path, progress: Progress = silent
+) -> tuple[dict[str, torch.Tensor], State]:
     with adapted(model, own.config) as peft:
-        state = fit_alone(peft, own.rows, own.valid, own.config, path, silent)
+        state = fit_alone(peft, own.rows, own.valid, own.config, path, progress)
         return factors(peft), state
+
+
+class Interrupted(Exception):
+    """Whatever ends a run in the middle of an epoch."""
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_interrupted_it_goes_on_from_its_last_epoch_and_ends_the_same(
+    tmp_path: Path, step: int
+) -> None:
+    model, own = make_model("mistral"), user(weight_decay=0.1)
+    whole, state = trained(model, own, tmp_path / "whole.safetensors")
+    taken: list[float] = []
+
+    def until(_: str, fraction: float) -> None:
+        taken.append(fraction)
+        if len(taken) == step:
+            raise Interrupted
+
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(Interrupted):
+        trained(model, own, path, until)
+    assert path.is_file() == (step > BATCHES)
+    again: list[float] = []
+    resumed, found = trained(model, own, path, lambda _, fraction: again.append(fraction))
+    assert again == ([0.75, 1.0] if step > BATCHES else [0.25, 0.5, 0.75, 1.0])
+    assert found == state
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_it_stops_early_and_keeps_what_it_had_at_its_best(tmp_path: Path) -> None:
+    model = make_model("mistral")
+    early = make_user(4, 8, batch_size=4, epochs=30, patience=1, learning_rate=3e-2)
+    found, state = trained(model, early, tmp_path / "c.safetensors")
+    losses = [entry["valid_loss"] for entry in state.history[1:]]
+    assert len(losses) == state.best_epoch + 1 < early.config.epochs
+    assert losses[state.best_epoch - 1] == min(losses)
+    expected = train_with_peft(model, early, state.best_epoch * 2)
+    for name, tensor in expected.items():
+        assert float((found[name] - tensor).norm() / tensor.norm()) < 1e-4, name
+
+
+def test_a_loss_that_is_no_number_ends_it_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    model = make_model("mistral")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    wild = user(learning_rate=1e30)
+    with pytest.raises(InputError, match=r"loss is (nan|inf) at step \d+; lower --learning-rate"):
+        trained(model, wild, tmp_path / "c.safetensors")
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_activations_are_computed_again_where_it_is_asked_for(tmp_path: Path) -> None:
