@@ -29,6 +29,7 @@ from cloud.candidates import (
 from cloud.filters import FILTERS, Filters, nothing_personal
 from cloud.profiles import Consent, Item, Profile, read_profile, read_rows, write_rows
 from cloud.prompts import Ask, Message
+from cloud.randomness import seed_problems
 from cloud.tasks import Task
 from cloud.teachers import Calls, Teacher
 from protos.artifacts import Artifact, create, finished, kept_dir, open_artifact
@@ -119,6 +120,7 @@ class AugmentConfig:
             f"scrub is {self.scrub}, expected {', '.join(SCRUBBING)}": self.scrub in SCRUBBING,
         }
         wrong = [message for message, sound in checks.items() if not sound]
+        wrong += seed_problems(self.seed)
         if wrong:
             raise InputError("; ".join(wrong))
         seeds.parse_strategies(self.strategies)

@@ -9,6 +9,7 @@ goes on from its users' last checkpoints and ends with the adapters of an uninte
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 
 from cloud.augment import TRAIN_FILE, VALID_FILE
 from cloud.profiles import read_rows
+from cloud.randomness import seed_problems
 from protos.artifacts import (
     Artifact,
     create,
@@ -37,7 +39,7 @@ from protos.base_model import (
     load_tokenizer,
     prompt_ids,
 )
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, without_frames
 from protos.progress import Progress, part, silent
 from protos.shipped_weights import load_shipped
 
@@ -47,11 +49,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
     from cloud.checkpoint import State
+    from cloud.trainer.alone import Beginnings
     from cloud.trainer.learner import Learner
     from cloud.trainer.memory import Budget
     from cloud.trainer.packing import Example
 
 _CHECKPOINT = "checkpoint.safetensors"
+MOST_RANK = 256
+"""Of a LoRA adapter, here and in the service."""
 _LARGEST = 1e30  # beyond it PyTorch's optimizers end in an overflow
 _BEST_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a row that keep the device busy; longer ones only take memory."""
@@ -83,17 +88,20 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = ("rank", "alpha", "learning_rate", "epochs", "batch_size", "patience")
+        positive = ("alpha", "learning_rate", "epochs", "batch_size", "patience")
         wrong = [
             f"{name} is {getattr(self, name)}, expected above 0 and at most {_LARGEST:g}"
             for name in positive
             if not 0 < getattr(self, name) <= _LARGEST
         ]
+        if not 1 <= self.rank <= MOST_RANK:
+            wrong.insert(0, f"rank is {self.rank}, expected 1 to {MOST_RANK}")
         if not 0 <= self.weight_decay <= 1:
             wrong.append(f"weight_decay is {self.weight_decay}, expected 0 to 1")
         for name in ("dropout", "warmup"):
             if not 0 <= getattr(self, name) < 1:
                 wrong.append(f"{name} is {getattr(self, name)}, expected 0 to below 1")
+        wrong += seed_problems(self.seed)
         if wrong:
             raise InputError("; ".join(wrong))
 
@@ -182,15 +190,18 @@ def _train_jobs(
     jobs: Sequence[_Job], model: PreTrainedModel, memory_budget: int | None, progress: Progress
 ) -> None:
     """As many users at a time as the budget holds; then what cannot be packed, one by one."""
-    from cloud.trainer.fit import unsupported
+    from cloud.trainer.alone import Beginnings
     from cloud.trainer.memory import Budget, free_bytes, rounds
 
     device = model.device
-    available = free_bytes(device) if memory_budget is None else memory_budget
+    free = free_bytes(device)
+    available = free if memory_budget is None else memory_budget
     budget = Budget(available, _BEST_TOKENS.get(device.type, _BEST_TOKENS["cpu"]))
+    beginnings = Beginnings(model)
     for job in jobs:
         with job.answering():
-            job.look(model, unsupported)
+            job.look(model, beginnings)
+            job.require_room(available, free)
     sound = [job for job in jobs if job.result is None]
     together = [job for job in sound if not job.alone_because]
     alone = [[job] for job in sound if job.alone_because]
@@ -200,12 +211,16 @@ def _train_jobs(
         if group[0].alone_because:
             _train_alone(group[0], model, share)
         else:
-            _train_together(group, model, budget, share)
+            _train_together(group, model, beginnings, budget, share)
         done += len(group)
 
 
 def _train_together(
-    jobs: Sequence[_Job], model: PreTrainedModel, budget: Budget, progress: Progress
+    jobs: Sequence[_Job],
+    model: PreTrainedModel,
+    beginnings: Beginnings,
+    budget: Budget,
+    progress: Progress,
 ) -> None:
     """One round: each adapter is written as soon as its user is through."""
     from cloud.trainer.fit import fit
@@ -214,7 +229,8 @@ def _train_together(
         learners: dict[Learner, _Job] = {}
         for job in jobs:
             with job.answering():
-                learners[job.learner(model, stack)] = job
+                learners[job.learner(model, beginnings, stack)] = job
+        beginnings.forget()
 
         def ended(learner: Learner) -> None:
             job = learners[learner]
@@ -224,9 +240,12 @@ def _train_together(
                 how = {"trainer": "packed", "users": len(learners)}
                 if learner.recomputed:
                     how["recomputed"] = f"{learner.recomputed} sequences, for want of memory"
+                if job.exceeds:
+                    how["memory"] = job.exceeds
                 job.keep(cast("State", learner.state), learner.best(), how)
 
         if learners:
+            progress = _adding(progress, jobs[0].exceeds)
             fit(model, list(learners), budget, progress, ended)
 
 
@@ -271,6 +290,7 @@ class _Job:
         self.valid: list[Example] = []
         self.alone_because: str | None = None
         self.state_bytes = 0
+        self.exceeds: str | None = None
         self.result: Artifact | PocketuneError | None = finished(
             member.out, "Adapter", self._parents, self._resolved
         )
@@ -295,6 +315,7 @@ class _Job:
     def _end(self, error: PocketuneError) -> None:
         self.result = error
         self._work.__exit__(type(error), error, error.__traceback__)
+        without_frames(error)  # they hold this round's learners
 
     def read(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """The rows as token ids, if the adapter can be kept."""
@@ -308,16 +329,29 @@ class _Job:
                 f"{dataset.path}: {len(self.rows)} rows to train on, {len(self.valid)} to check by"
             )
 
-    def look(
-        self, model: PreTrainedModel, unsupported: Callable[[Any, Sequence[str]], str | None]
-    ) -> None:
+    def look(self, model: PreTrainedModel, beginnings: Beginnings) -> None:
         """What this member's adapter takes, and whether it can be packed with others."""
-        from cloud.trainer.alone import first_factors
+        from cloud.trainer.fit import unsupported
         from cloud.trainer.learner import layer_of, state_bytes
 
-        tensors, self._lora = first_factors(model, self.member.config)
-        self.state_bytes = state_bytes(tensors)
-        self.alone_because = unsupported(model, [layer_of(name) for name in tensors])
+        shapes, self._lora = beginnings.shapes(self.member.config)
+        self.state_bytes = state_bytes(sum(shape.numel() for shape in shapes.values()))
+        self.alone_because = unsupported(model, [layer_of(name) for name in shapes])
+
+    def require_room(self, available: int, free: int) -> None:
+        """Note a state that exceeds the budget; it is a round of its own.
+
+        Raises:
+            InputError: it exceeds what is free, so that the process would be killed for it.
+        """
+        takes = f"the state of this adapter takes {_gib(self.state_bytes)}"
+        if self.state_bytes > free:
+            raise InputError(
+                f"{takes}, but {_gib(free)} are free beside the model; lower --rank, or adapt "
+                "fewer projections (--targets)"
+            )
+        if self.state_bytes > available:
+            self.exceeds = f"{takes}, more than the {_gib(available)} of --memory"
 
     def open_work(self, stack: contextlib.ExitStack) -> Path:
         """Begin: where the checkpoint is, as long as this member is on its way."""
@@ -326,17 +360,19 @@ class _Job:
         folder = work_dir(self.member.out, self._parents, self._resolved)
         return self._work.enter_context(folder) / _CHECKPOINT
 
-    def learner(self, model: PreTrainedModel, stack: contextlib.ExitStack) -> Learner:
+    def learner(
+        self, model: PreTrainedModel, beginnings: Beginnings, stack: contextlib.ExitStack
+    ) -> Learner:
         """Begin: this user among others."""
-        from cloud.trainer.alone import first_factors
         from cloud.trainer.learner import Learner
 
         checkpoint = self.open_work(stack)
-        tensors, _ = first_factors(model, self.member.config)
-        placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
         member = self.member
+        tensors = beginnings.factors(member.config)
+        placed = {name: tensor.to(model.device) for name, tensor in tensors.items()}
+        progress = _adding(member.progress, self.exceeds)
         return Learner(
-            placed, self.rows, self.valid, member.config, checkpoint, member.wanted, member.progress
+            placed, self.rows, self.valid, member.config, checkpoint, member.wanted, progress
         )
 
     def keep(self, state: State, tensors: dict[str, torch.Tensor], how: dict[str, Any]) -> None:
@@ -362,10 +398,19 @@ class _Job:
         self.result = open_artifact(self.member.out, "Adapter")
 
 
+def _adding(progress: Progress, note: str | None) -> Progress:
+    """The same with a note behind each message."""
+    return (lambda message, share: progress(f"{message} ({note})", share)) if note else progress
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.3g} GiB"
+
+
 def _require_distinct(members: Sequence[Member]) -> None:
-    """Raise InputError if two members would write the same adapter."""
-    places = [member.out.absolute() for member in members]
-    if twice := sorted({str(place) for place in places if places.count(place) > 1}):
+    """Raise InputError if two members would write the same adapter, by whichever path."""
+    places = [os.path.realpath(member.out) for member in members]  # no error for a loop of links
+    if twice := sorted({place for place in places if places.count(place) > 1}):
         raise InputError(f"{', '.join(twice)}: asked for twice; give each user a place of its own")
 
 

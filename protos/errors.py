@@ -69,6 +69,20 @@ class NotRunError(PocketuneError):
     exit_code = 9
 
 
+def without_frames(error: BaseException) -> None:
+    """Forget where an error that is kept was raised, and each that led to it: frames hold all of
+    their variables, a model's tensors too. Type, message and chain stay.
+    """
+    chain: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while chain:
+        each = chain.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            chain += [each.__cause__, each.__context__]
+
+
 def listed(reasons: Mapping[str, str]) -> str:
     """Who failed and why, in one line that stays readable of a thousand: the first three, and how
     many more. A reason that begins with its name is not named twice.

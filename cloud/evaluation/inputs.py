@@ -17,6 +17,7 @@ from cloud.augment import AugmentConfig, check_consent
 from cloud.evaluation import retrieval
 from cloud.evaluation.arms import DEFAULT, OTHER, TASK, TEACHER, Arm, parse_arms, parse_ratios
 from cloud.profiles import Profile, Question, read_profile
+from cloud.randomness import seed_problems
 from cloud.task_adapter import check_contributors
 from cloud.teachers import Calls, Teacher
 from cloud.train import TrainConfig
@@ -52,8 +53,8 @@ class EvaluateConfig:
             for name in ("nearest", "teacher_shots")
             if getattr(self, name) < 1
         ]
-        if low:
-            raise InputError("; ".join(low))
+        if wrong := [*low, *seed_problems(self.seed)]:
+            raise InputError("; ".join(wrong))
         parse_arms(self.arms, parse_ratios(self.ratios))
 
 

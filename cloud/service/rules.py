@@ -21,8 +21,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from cloud.profiles import MAX_ITEM_CHARS
+from cloud.randomness import MOST_SEED
 from cloud.service.errors import InvalidFields, Violation
 from cloud.service.names import DIGEST, ID, TASK, UUID, regex
+from cloud.train import MOST_RANK
 
 # Half typed: protobuf's stubs do not fit their own extension fields.
 _BEHAVIOR: Any = field_behavior_pb2.field_behavior
@@ -46,7 +48,7 @@ class Rule:
     max_items: int = 100
 
 
-_SEED = Rule(most=2**31 - 1)
+_SEED = Rule(most=MOST_SEED)
 RULES: dict[str, Rule] = {
     "*.request_id": Rule(pattern=f"({UUID})?"),
     "*.page_token": Rule(pattern=r"[A-Za-z0-9_=-]*"),
@@ -70,7 +72,7 @@ RULES: dict[str, Rule] = {
     "AugmentOptions.temperature": Rule(above=0, most=5),
     "AugmentOptions.top_p": Rule(above=0, most=1),
     "AugmentOptions.seed": _SEED,
-    "TrainOptions.rank": Rule(least=1, most=256),
+    "TrainOptions.rank": Rule(least=1, most=MOST_RANK),
     "TrainOptions.alpha": Rule(least=1, most=1024),
     "TrainOptions.targets": Rule(pattern=r"[A-Za-z0-9_., -]*"),
     "TrainOptions.learning_rate": Rule(above=0, most=1),

@@ -7,7 +7,7 @@ ones. `fit_alone` takes any architecture that PEFT takes: padded batches, one us
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from cloud.train import TrainConfig
 
 _IGNORED = -100
+_KINDS = 16
+"""Kinds of adapters whose shapes are remembered."""
 
 
 @contextmanager
-def adapted(model: Any, config: TrainConfig) -> Generator[PeftModel]:
+def adapted(model: Any, config: TrainConfig, *, numberless: bool = False) -> Generator[PeftModel]:
     """Within, the model has PEFT's layers, as its seed makes them; afterwards it is as it was.
+
+    numberless: the factors have shapes only, and take no memory.
 
     Raises:
         UnsupportedError: PEFT cannot adapt this model with these targets.
@@ -48,7 +52,7 @@ def adapted(model: Any, config: TrainConfig) -> Generator[PeftModel]:
     )
     torch.manual_seed(config.seed)
     try:
-        peft = cast("PeftModel", get_peft_model(model, lora))
+        peft = cast("PeftModel", get_peft_model(model, lora, low_cpu_mem_usage=numberless))
     except ValueError as error:
         raise UnsupportedError(
             f"targets {chosen!r}: {' '.join(str(error).split())[:300]}"
@@ -69,12 +73,57 @@ def first_factors(model: Any, config: TrainConfig) -> tuple[dict[str, torch.Tens
         return factors(peft), cast("LoraConfig", peft.peft_config["default"])
 
 
+class Beginnings:
+    """PEFT's first factors for one user after another: most begin as the one before.
+
+    PEFT takes up to a second to wrap a model, so the last user's factors are kept until `forget`,
+    and the shapes of a few kinds of adapters, which are no more than names and numbers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._shapes: dict[Hashable, tuple[dict[str, torch.Size], LoraConfig]] = {}
+        self._last: Hashable = None
+        self._tensors: dict[str, torch.Tensor] = {}
+
+    def shapes(self, config: TrainConfig) -> tuple[dict[str, torch.Size], LoraConfig]:
+        """The shapes of the factors by PEFT's names, and PEFT's own config.
+
+        Raises:
+            UnsupportedError: PEFT cannot adapt this model with these targets.
+        """
+        kind = (config.rank, config.alpha, config.dropout, config.targets)
+        if kind not in self._shapes:
+            while len(self._shapes) >= _KINDS:
+                del self._shapes[next(iter(self._shapes))]
+            with adapted(self._model, config, numberless=True) as peft:
+                shapes = {name: tensor.shape for name, tensor in _tensors(peft).items()}
+                self._shapes[kind] = shapes, cast("LoraConfig", peft.peft_config["default"])
+        return self._shapes[kind]
+
+    def factors(self, config: TrainConfig) -> dict[str, torch.Tensor]:
+        """The factors themselves, to be copied, not changed."""
+        begin = (config.seed, config.rank, config.alpha, config.dropout, config.targets)
+        if begin != self._last:
+            self.forget()
+            self._tensors, _ = first_factors(self._model, config)
+            self._last = begin
+        return self._tensors
+
+    def forget(self) -> None:
+        """Let go of the last factors."""
+        self._last, self._tensors = None, {}
+
+
 def factors(peft: PeftModel) -> dict[str, torch.Tensor]:
     """The adapter's tensors, by the names that PEFT saves them under."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in _tensors(peft).items()}
+
+
+def _tensors(peft: PeftModel) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
-    found = get_peft_model_state_dict(peft, save_embedding_layers=False)
-    return {name: tensor.detach().cpu().clone() for name, tensor in found.items()}
+    return get_peft_model_state_dict(peft, save_embedding_layers=False)
 
 
 def fit_alone(

@@ -132,16 +132,19 @@ class _Passes:
         """How long rows may be, from what the longest sequence would keep."""
         rows = [row for learner in self._learners for row in learner.rows]
         longest = max(len(row.ids) for row in rows)
-        states = sum(state_bytes({"": learner.flat}) for learner in self._learners)
+        states = sum(state_bytes(learner.flat.numel()) for learner in self._learners)
         saved = scaled_bytes(self._saved, longest)
         layer = saved / self._model.config.num_hidden_layers
         transient = saved if self._recompute else 2 * layer
         self._tokens = budget.tokens(states, int((saved + transient) / longest))
 
     def _saved(self, length: int) -> int:
-        """What a sequence of this length keeps for its backward pass."""
-        first = self._learners[0].routed(self._model.dtype, dropping=False)
-        self._routing.factors = [first]
+        """Bytes that a sequence of this length keeps for its backward pass, whosever it is.
+
+        Dropout keeps less: with it, the last layer has no rows of needed tokens beside its input.
+        """
+        widest = max(self._learners, key=lambda learner: learner.width)
+        self._routing.factors = [widest.routed(self._model.dtype, dropping=False)]
         probe = pack([Piece(0, 0, Example([0] * length, length))], self._model.device)
         with self._recomputing(self._recompute):
             return saved_bytes(lambda: self._states(probe), self._model.parameters())

@@ -18,7 +18,7 @@ import torch
 from cloud.checkpoint import State, resume, save
 from cloud.trainer.lora import Factors
 from cloud.trainer.packing import Example, Segment
-from protos.errors import InputError, PocketuneError
+from protos.errors import InputError, PocketuneError, without_frames
 from protos.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def layer_of(name: str) -> str:
     return name.removeprefix(_PREFIX).rpartition(".lora_")[0]
 
 
-def state_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
-    """Memory of a user's parameters, gradients, both moments and the best state."""
-    return 5 * 4 * sum(tensor.numel() for tensor in tensors.values())
+def state_bytes(numbers: int) -> int:
+    """Memory of a user's parameters, so many, with gradients, both moments and the best state."""
+    return 5 * 4 * numbers
 
 
 class Learner:
@@ -73,9 +73,18 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             [self.flat], lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.factors = self.routed(torch.float32)
         self._best = {"adapter": flat.clone()}
         self.state = resume(checkpoint, {"adapter": self.flat}, self._best, self.optimizer)
+
+    @property
+    def factors(self) -> dict[str, Factors]:
+        """The factors as they are trained, by layer."""
+        return self.routed(torch.float32)
+
+    @property
+    def width(self) -> int:
+        """Numbers of A x of all layers together, which each of this user's tokens keeps."""
+        return sum(shape[0] for name, shape in self.shapes.items() if name.endswith(_A))
 
     @property
     def per_epoch(self) -> int:
@@ -114,7 +123,7 @@ class Learner:
         try:
             require_finite(loss, self.state.step, self.config)
         except InputError as error:
-            self.error = error
+            self._failed(error)
             return
         rate = schedule(self.state.step, self.last, self.config.warmup)
         self.optimizer.param_groups[0]["lr"] = self.config.learning_rate * rate
@@ -137,7 +146,11 @@ class Learner:
         try:
             self._end_epoch(valid_loss)
         except InputError as error:
-            self.error = error
+            self._failed(error)
+
+    def _failed(self, error: InputError) -> None:
+        without_frames(error)  # they hold this learner
+        self.error = error
 
     def _end_epoch(self, valid_loss: float) -> None:
         assert self.state is not None

@@ -213,6 +213,17 @@ def test_what_cannot_be_trained_is_refused(
     assert not (tmp_path / "a").exists()
 
 
+def test_an_empty_completion_to_check_by_is_refused_by_file_and_line(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    valid = [*rows(2), {"prompt": "what?", "completion": " \n"}]
+    dataset = make_dataset(tmp_path / "dataset", rows(3), valid)
+    with pytest.raises(InputError, match=r"valid\.jsonl, line 3: an empty completion"):
+        train(dataset, open_base(str(tiny_base)), tmp_path / "a", FAST, threads=1)
+    assert not list(tmp_path.glob("*a*/checkpoint*"))
+    assert not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "error", "says"),
     [

@@ -4,16 +4,19 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from cloud.profiles import write_rows
-from cloud.train import TrainConfig, train
+from cloud.train import Member, TrainConfig, train, train_many
 from export.adapter import export_adapter
 from export.backend import find_backend
 from export.base import export_base
 from export.recipes import find_recipe
 from mobile_runtime.parity import measure_parity
-from protos.artifacts import create, open_artifact
+from pocketune import main
+from protos.artifacts import Artifact, create, open_artifact
 from protos.base_model import load_model, open_base
 from protos.errors import ArtifactError, MismatchError
 from protos.shipped_weights import load_shipped, shipped_weights
@@ -98,6 +101,39 @@ def test_an_adapter_is_trained_over_the_weights_of_the_phone(llama, int4, tmp_pa
         assert parities.passed, [gate for gate in parities.gates if not gate.passed]
 
 
+def test_several_users_over_the_weights_of_the_phone_are_as_each_alone(llama, int4, tmp_path):
+    """Together, by the command too; each names the bundle and is what `train` makes of it alone."""
+    base = open_base(str(llama))
+    datasets = {name: make_dataset(tmp_path / "users" / name, n) for n, name in enumerate("ab")}
+    members = [Member(each, tmp_path / "many" / name, CONFIG) for name, each in datasets.items()]
+    together = train_many(members, base, 1, shipped=int4)
+    arguments = [
+        "train", "--users", str(tmp_path / "users"), "--base", str(llama), "--out",
+        str(tmp_path / "told"), "--shipped", str(int4.path), "--threads", "1", "--dtype",
+        CONFIG.dtype, "--rank", str(CONFIG.rank), "--epochs", str(CONFIG.epochs), "--batch-size",
+        str(CONFIG.batch_size), "--learning-rate", str(CONFIG.learning_rate),
+    ]  # fmt: skip
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    for made, (name, dataset) in zip(together, datasets.items(), strict=True):
+        assert isinstance(made, Artifact), made
+        alone = train(dataset, base, tmp_path / "alone" / name, CONFIG, 1, shipped=int4)
+        for found in (made, open_artifact(tmp_path / "told" / name, "Adapter")):
+            assert found.manifest.measured["users"] == 2
+            assert found.manifest.measured["weights"] == "mlc-q4f16_1"
+            assert found.manifest.parents == alone.manifest.parents
+            assert found.manifest.parents["base_bundle"] == int4.id
+            assert distance(found, alone) < 1e-4
+    assert distance(together[0], together[1]) > 0.1, "two users, two adapters"
+
+
+def distance(found, expected):
+    """The largest relative difference of a tensor, by its norm."""
+    one, other = (load_file(each.file("adapter_model.safetensors")) for each in (found, expected))
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in other)
+
+
 def test_a_bundle_of_another_base_or_without_its_list_is_refused(llama, qwen3, int4, tmp_path):
     with pytest.raises(MismatchError, match="give the bundle of this base"):
         load_shipped(open_base(str(qwen3)), int4, torch.float32)
@@ -127,10 +163,11 @@ def test_what_a_list_of_weights_cannot_say_is_an_error(int4, tmp_path):
             listed(**changes)
 
 
-def make_dataset(path):
+def make_dataset(path, first=0):
     with create(path, "Dataset", {"profile": "p"}, {}) as draft:
         write_rows(draft.path / "train.jsonl", [
-            {"prompt": f"news {n} of the fox", "completion": f"Fox {n % 3} jumps"} for n in range(8)
+            {"prompt": f"news {n} of the fox", "completion": f"Fox {n % 3} jumps"}
+            for n in range(first, first + 8)
         ])  # fmt: skip
         write_rows(draft.path / "valid.jsonl", [VALID])
     return open_artifact(path)

@@ -128,6 +128,34 @@ def test_another_users_data_changes_nothing_for_a_user(tmp_path: Path) -> None:
     assert losses_of(results[0]) == pytest.approx(losses_of(results[1]), rel=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_in_bfloat16_company_changes_less_than_a_tenth_of_what_bfloat16_does(
+    tmp_path: Path, family: str
+) -> None:
+    """Another row may add up a product in another order, and so round a number to a neighbour of 8
+    bits; how far that leads is what float32 and bfloat16 make of the same user apart.
+    """
+    model = make_model(family)
+    mine = make_user(0, 9, batch_size=4, epochs=7, rank=4, alpha=8)
+    others = [
+        make_user(1, 5, batch_size=2, epochs=7, rank=8, alpha=4, learning_rate=1e-3),
+        make_user(20, 12, longest=60, learning_rate=1e-2, epochs=5, rank=16),
+    ]
+    runs: list[Learner] = []
+    for number, company in enumerate(([mine], [mine], [mine, others[0]], [others[1], mine])):
+        (tmp_path / str(number)).mkdir()
+        learners = trained(model, company, tmp_path / str(number))
+        runs.append(learners[company.index(mine)])
+        model = model.to(torch.bfloat16)
+    exact, alone, *together = runs
+    rounding = distance(final(alone), final(exact))
+    assert 0.001 < rounding < 0.1
+    for learner in together:
+        assert distance(final(learner), final(alone)) < rounding / 10
+        assert losses_of(learner) == pytest.approx(losses_of(alone), rel=1e-4)
+    assert {tensor.dtype for tensor in final(alone).values()} == {torch.float32}
+
+
 def test_one_who_diverges_or_is_cancelled_disturbs_nobody(tmp_path: Path) -> None:
     model = make_model("llama")
     sound = make_user(7, 9, batch_size=4, epochs=7)
@@ -149,6 +177,8 @@ def test_one_who_diverges_or_is_cancelled_disturbs_nobody(tmp_path: Path) -> Non
     fit(model, learners, ROOMY, silent, ended.append)
     assert "loss is nan" in str(learners[0].error) or "loss is inf" in str(learners[0].error)
     assert "lower --learning-rate" in str(learners[0].error)
+    assert learners[0].error
+    assert learners[0].error.__traceback__ is None, "its frames hold the learner"
     assert "cancelled" in str(learners[2].error)
     assert ended.index(learners[1]) == 2
     assert distance(final(learners[1]), train_with_peft(model, sound)) < 1e-4

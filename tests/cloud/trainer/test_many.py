@@ -1,5 +1,6 @@
 """`train_many` and `train --users`: artifacts for many users, through kills and bad data."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,7 +8,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +22,9 @@ from cloud import train as train_module
 from cloud.profiles import write_rows
 from cloud.service.stages.together import asked
 from cloud.train import Member, TrainConfig, train, train_many
+from cloud.trainer.alone import first_factors
+from cloud.trainer.fit import fit
+from cloud.trainer.learner import Learner
 from cloud.trainer.memory import Budget, rounds, saved_bytes
 from pocketune import main
 from protos.artifacts import Artifact, create, open_artifact
@@ -112,6 +119,130 @@ def test_a_bad_user_ends_alone_and_the_others_are_kept(tmp_path: Path, base: Bas
         assert says in error
         assert "\n" not in error
     assert not (tmp_path / "wild").exists()
+
+
+class Seen:
+    """The learners of all rounds so far. before: how many were alive as each round began."""
+
+    def __init__(self) -> None:
+        self.before: list[int] = []
+        self._learners: list[weakref.ref[Learner]] = []
+
+    def alive(self) -> int:
+        return sum(each() is not None for each in self._learners)
+
+    def fit(self, model: Any, learners: list[Learner], *rest: Any) -> None:
+        self.before.append(self.alive())
+        self._learners += [weakref.ref(learner) for learner in learners]
+        fit(model, learners, *rest)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Seen]:
+    """Without the garbage collector: memory is planned as if a round's learners went with it."""
+    found = Seen()
+    monkeypatch.setattr("cloud.trainer.fit.fit", found.fit)
+    gc.disable()
+    yield found
+    gc.enable()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_no_learner_outlives_its_round_however_it_ended(
+    tmp_path: Path, base: BaseModel, seen: Seen, dropout: float
+) -> None:
+    """In each round one is sound, one diverges, one is cancelled, one's folder goes."""
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    fast = {**vars(FAST), "epochs": 1, "dropout": dropout}
+    members: list[Member] = []
+    for number in range(3):
+        sound, wild = TrainConfig(**fast), TrainConfig(**{**fast, "learning_rate": 1e30})
+        job = tmp_path / f"job{number}"
+        members += [
+            Member(dataset, tmp_path / f"sound{number}", sound),
+            Member(dataset, tmp_path / f"wild{number}", wild),
+            Member(dataset, tmp_path / f"gone{number}", sound, wanted=lambda: False),
+            Member(dataset, job / "adapter", sound, Going(job, 2)),
+        ]
+    answers = train_many(members, base, 1, memory_budget=8 * 170_000)
+    assert seen.before == [0, 0, 0]
+    assert not seen.alive()
+    assert [type(answer) for answer in answers] == [Artifact, *[InputError] * 3] * 3
+    for error in answers[1:4]:
+        assert isinstance(error, InputError)
+        assert error.__traceback__ is None
+        assert error.exit_code == 2
+    expected = ("lower --learning-rate", "cancelled", "cannot be written")
+    for error, says in zip(answers[1:4], expected, strict=True):
+        assert says in str(error)
+
+
+def test_a_state_beyond_the_budget_is_trained_alone_and_said(
+    tmp_path: Path, base: BaseModel
+) -> None:
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 4]) for n in range(2)]
+    large = TrainConfig(**{**vars(FAST), "epochs": 1, "rank": 32})
+    small = TrainConfig(**{**vars(large), "rank": 1})
+    own: list[str] = []
+    told: list[str] = []
+    members = [
+        Member(datasets[0], tmp_path / "large", large, progress=lambda m, _: own.append(m)),
+        Member(datasets[1], tmp_path / "small", small),
+    ]
+    answers = made(train_many(members, base, 1, 1_000_000, lambda m, _: told.append(m)))
+    notes = [answer.manifest.measured.get("memory") for answer in answers]
+    says = "the state of this adapter takes 0.00122 GiB, more than the 0.000931 GiB of --memory"
+    assert notes == [says, None]
+    assert [says in message for message in told] == [True, False]
+    assert says in own[0]
+    for number, config in enumerate((large, small)):
+        alone = train(datasets[number], base, tmp_path / f"a{number}", config, 1)
+        assert_same(answers[number], alone)
+
+
+@pytest.mark.parametrize("budget", [None, 1 << 40])
+def test_a_state_beyond_what_is_free_is_refused_and_the_others_are_trained(
+    tmp_path: Path, base: BaseModel, monkeypatch: pytest.MonkeyPatch, budget: int | None
+) -> None:
+    monkeypatch.setattr("cloud.trainer.memory.free_bytes", lambda _: 1_000_000)
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    large = TrainConfig(**{**vars(FAST), "epochs": 1, "rank": 32})
+    small = TrainConfig(**{**vars(large), "rank": 1})
+    members = [Member(dataset, tmp_path / "l", large), Member(dataset, tmp_path / "s", small)]
+    error, answer = train_many(members, base, 1, budget)
+    assert isinstance(error, InputError)
+    assert "takes 0.00122 GiB, but 0.000931 GiB are free" in str(error)
+    assert "lower --rank" in str(error)
+    assert isinstance(answer, Artifact)
+
+
+@pytest.fixture
+def wrapped(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The seeds that PEFT made factors of, one after another."""
+    found: list[int] = []
+
+    def noted(model: Any, config: TrainConfig) -> Any:
+        found.append(config.seed)
+        return first_factors(model, config)
+
+    monkeypatch.setattr("cloud.trainer.alone.first_factors", noted)
+    return found
+
+
+def test_users_who_begin_alike_have_their_first_factors_made_once(
+    tmp_path: Path, base: BaseModel, wrapped: list[int]
+) -> None:
+    datasets = [make_dataset(tmp_path / f"d{n}", ROWS[n : n + 4]) for n in range(5)]
+    configs = [TrainConfig(**{**vars(FAST), "epochs": 1, "seed": seed}) for seed in (3, 3, 3, 4, 3)]
+    members = [
+        Member(dataset, tmp_path / str(n), config)
+        for n, (dataset, config) in enumerate(zip(datasets, configs, strict=True))
+    ]
+    answers = made(train_many(members, base, 1))
+    assert wrapped == [3, 4, 3]
+    for number in (2, 3, 4):
+        alone = train(datasets[number], base, tmp_path / f"a{number}", configs[number], 1)
+        assert_same(answers[number], alone)
 
 
 @pytest.mark.parametrize("says", ["exists and is a file", "is not a Pocketune artifact"])
@@ -212,6 +343,19 @@ def test_the_same_place_twice_is_refused(tmp_path: Path, base: BaseModel) -> Non
     dataset = make_dataset(tmp_path / "d", ROWS[:4])
     with pytest.raises(InputError, match=r"out: asked for twice; give each user"):
         train_many([Member(dataset, tmp_path / "out", FAST)] * 2, base, 1)
+
+
+@pytest.mark.parametrize("other", ["link/out", "alias", "real/../real/out"])
+def test_the_same_place_by_another_path_is_refused(
+    tmp_path: Path, base: BaseModel, other: str
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "alias").symlink_to("real/out")  # to what is not there yet
+    dataset = make_dataset(tmp_path / "d", ROWS[:4])
+    members = [Member(dataset, tmp_path / path, FAST) for path in ("real/out", other)]
+    with pytest.raises(InputError, match=r"real/out: asked for twice; give each user"):
+        train_many(members, base, 1)
 
 
 @pytest.fixture
@@ -342,6 +486,15 @@ def test_the_command_trains_a_folder_of_users_and_reports_the_bad_one(
         (["--users", "nothing"], "no Dataset, and no folder of Datasets either"),
         (["--users", "users", "--users", "users/ann"], "two Datasets are called ann"),
         (["--users", "users", "--memory", "0"], "--memory"),
+        (
+            ["--users", "users", "--seed", "20000000000000"],
+            "Error: seed is 20000000000000, expected",
+        ),
+        (["--users", "users", "--seed", "-1"], "Error: seed is -1, expected 0 to 2147483647\n"),
+        (
+            ["--users", "users", "--rank", "300000000"],
+            "Error: rank is 300000000, expected 1 to 256",
+        ),
     ],
 )
 def test_bad_arguments_get_one_line(
@@ -357,6 +510,7 @@ def test_bad_arguments_get_one_line(
     done = CliRunner().invoke(main, [*common, *arguments])
     assert done.exit_code == 2
     assert says in done.stderr
+    assert done.stderr.count("Error") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -1,17 +1,19 @@
 """How much memory there is, from the files that the kernel writes, and what a sequence takes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from cloud.checkpoint import State
 from cloud.trainer import memory
 from cloud.trainer.alone import first_factors
 from cloud.trainer.fit import _packed
 from cloud.trainer.learner import Learner
-from cloud.trainer.memory import Budget, free_bytes, scaled_bytes
-from cloud.trainer.packing import Example
-from tests.cloud.trainer.conftest import make_model, make_user
+from cloud.trainer.memory import Budget, free_bytes, saved_bytes, scaled_bytes
+from cloud.trainer.packing import Example, Piece, pack
+from tests.cloud.trainer.conftest import FAMILIES, make_model, make_user
 
 MIB = 1 << 20
 V2 = f"""\
@@ -122,3 +124,48 @@ def test_a_long_sequence_is_planned_for_without_being_run(
         assert seen[-1] == long
         assert scaled_bytes(passes._saved, long) == pytest.approx(measured, rel=0.01)
         assert scaled_bytes(passes._saved, 300) == passes._saved(300)
+
+
+def learner_of(model: Any, folder: Path, **config: object) -> Learner:
+    user = make_user(1, 3, **config)
+    tensors, _ = first_factors(model, user.config)
+    return Learner(tensors, user.rows, user.valid, user.config, folder / "none")
+
+
+def test_rows_are_planned_by_whoever_needs_most_whatever_the_order(tmp_path: Path) -> None:
+    model = make_model("llama")
+    few = learner_of(model, tmp_path, rank=2)
+    many = learner_of(model, tmp_path, rank=256)
+    one = learner_of(model, tmp_path, rank=256, targets="q_proj", dropout=0.1)  # less than all of 2
+    alone: list[int] = []
+    for learner in (few, many, one):
+        with _packed(model, [few, many, one]) as passes:
+            passes._learners = [learner]
+            alone.append(passes._saved(30))
+    assert alone[1] > 2 * alone[0]
+    tokens: list[int] = []
+    for order in ([few, many, one], [many, one, few], [one, few, many], [few]):
+        with _packed(model, order) as passes:
+            if many in order:
+                assert passes._saved(30) == alone[1] == max(alone)
+            passes.plan(Budget(1 << 28, 1 << 30))
+            tokens.append(passes._tokens)
+    assert 0 < tokens[0] == tokens[1] == tokens[2] < tokens[3] / 2
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_dropout_keeps_no_more_than_is_planned_without(
+    tmp_path: Path, family: str, recompute: bool
+) -> None:
+    model = make_model(family)
+    learner = learner_of(model, tmp_path, dropout=0.1)
+    learner.state = State(0, 0, [{"valid_loss": 1.0}])
+    row = pack([Piece(0, 0, Example([5] * 100, 100))], model.device)
+    with _packed(model, [learner]) as passes:
+        passes._recompute = recompute
+        expected = passes._saved(100)
+        passes._routing.factors = [learner.routed(model.dtype)]
+        with passes._recomputing(recompute):
+            found = saved_bytes(lambda: passes._states(row), model.parameters())
+    assert found <= expected
