@@ -1,6 +1,7 @@
 """`pocketune eval`: each LaMP task's own files through import, evaluation and scores, by hand."""
 
 import json
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -370,6 +371,36 @@ def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withd
     one_line(run(*given), 2, "kim withdrew on")
     with pytest.raises(InputError, match="a contributor withdrew on"):
         open_artifact(out / "task" / "adapter", "Adapter")
+
+
+class Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + timedelta(days=1)
+
+
+def test_who_withdrew_stays_out_the_next_day_until_they_agree_themselves(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = lamp_files(tmp_path / "other", "LaMP_4", {"kim": headlines("kim")})
+    data = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann")})
+    out, own = tmp_path / "out", tmp_path / "kim"
+    given = ("--data", data, "--base", tiny_base, "--arms", "base,task", "--epochs", "1",
+             "--no-plots", "--out", out)  # fmt: skip
+    assert run(*given, "--others", other).exit_code == 0
+    assert CliRunner().invoke(main, ["task", "withdraw", "kim", str(out / "task")]).exit_code == 0
+    for module in ("cloud.profiles", "cloud.augment", "protos.artifacts"):
+        monkeypatch.setattr(f"{module}.datetime", Tomorrow)
+    one_line(run(*given, "--others", other), 2, "kim withdrew on", "is no new consent")
+    imported = out / "others" / "1" / "users" / "kim" / "profile"
+    one_line(run(*given, "--others", imported), 2, "kim withdrew on", "is no new consent")
+    assert not (out / "task" / "dataset").exists()
+
+    agreed = ["profile", "import", str(other / "dev_questions.json"), "--outputs",
+              str(other / "dev_outputs.json"), "--contributes", "--out", str(own)]  # fmt: skip
+    assert CliRunner().invoke(main, agreed).exit_code == 0
+    assert run(*given, "--others", own).exit_code == 0
+    assert (out / "task" / "dataset").is_dir()
 
 
 def test_the_suite_is_the_users_of_every_task_of_the_world(tmp_path: Path, tiny_base: Path) -> None:
