@@ -54,6 +54,11 @@ def markdown(evaluation: Artifact) -> str:
             f"Nothing that the teacher wrote passed for {len(fell)} of them ({', '.join(fell)}): "
             "their mixed adapters learned from the real items alone, and synthetic is the base.\n"
         )
+    if mute := [row["user"] for row in found["users"] if row.get("unreadable")]:
+        parts.append(
+            f"Not one of the teacher's items could be read for {len(mute)} users "
+            f"({', '.join(mute)}): refused, or not of the form that was asked for.\n"
+        )
     return "\n".join(parts)
 
 
