@@ -82,8 +82,8 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--task",
     "task_name",
-    help="LaMP task, where --data's outputs do not tell it. With --suite: only these tasks, "
-    "separated by commas.",
+    help="LaMP task of all --data and --others; without it their files tell, LaMP_2N by its items. "
+    "With --suite: only these tasks, separated by commas.",
 )
 @click.option("--users", type=click.IntRange(min=1), help="Only so many users, the first ones.")
 @click.option(

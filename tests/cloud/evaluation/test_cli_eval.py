@@ -347,6 +347,28 @@ def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_ba
     one_line(run("--data", four, "--data", four, *given), 2, "two of the same name")
 
 
+def test_the_news_variant_is_told_by_its_items_beside_other_tasks(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """Both variants' outputs say LaMP_2; one odd item does not change what the others say."""
+    folders: list[Any] = []
+    for task in ("LaMP_2N", "LaMP_2", "LaMP_4"):
+        profile, asked, _ = CASES[task]
+        odd = {"id": "odd", "date": "2019-01-01", "text": "News.", "category": "sports", "tag": "x"}
+        pairs = [pair[:2] for pair in asked]
+        folder = lamp_files(tmp_path / task, task[:6], {"kim": ([odd, *profile], pairs)})
+        folders += ["--data", folder]
+    out = tmp_path / "out"
+    given = ("--base", tiny_base, "--arms", "base", "--no-plots", "--out", out, "--json")
+    done = run(*folders, *given)
+    assert done.exit_code == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["task"] for each in made] == ["LaMP_2N", "LaMP_2", "LaMP_4"]
+    assert [each["questions"] for each in made] == [4, 3, 3]
+    said = json.loads((out / "LaMP_2N" / "evaluation" / "golds.json").read_text())
+    assert said["task"] == "LaMP_2", "as LaMP's own evaluator has it"
+
+
 def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withdraw(
     tmp_path: Path, tiny_base: Path
 ) -> None:
