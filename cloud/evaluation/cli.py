@@ -119,7 +119,7 @@ def command(on_device: OnDevice) -> click.Command:
     "--device/--no-device",
     default=False,
     show_default=True,
-    help="Time answers by the phone's runtime on this machine; lowers the base.",
+    help="Time the first user's answers by the phone's runtime on this machine; lowers the base.",
 )
 @cli.augment_options
 @cli.train_options

@@ -151,6 +151,11 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         "once, positive is better, with 95% intervals. Rows to train on, how many of them are "
         "synthetic, and costs are means over users.\n"
     )
+    if timed:
+        first = found["users"][0]["user"]
+        note += (
+            f"The phone's runtime was timed on the questions of the first user alone ({first}).\n"
+        )
     return f"{_table(rows)}\n{note}"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -372,6 +373,29 @@ def test_costs_hold_what_teachers_read_and_wrote_and_their_price(
     assert "| 100 tokens | 20 tokens | 0.0002 |" in page
     free = evaluate(people, means(chat.spec), tmp_path / "free", arms("base,mixed"))
     assert "teacher's price" not in markdown(free)
+
+
+def test_the_phones_runtime_is_timed_on_the_first_users_questions_and_the_page_says_so(
+    tmp_path: Path, means, imported
+) -> None:
+    timed: list[tuple[bool, list[str]]] = []
+
+    def device(adapter: Artifact | None, queries: Sequence[str], room: int) -> float:
+        timed.append((adapter is not None, list(queries)))
+        return 7.0 if adapter else 5.0
+
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob")))
+    made = evaluate(people, means(device=device), tmp_path / "out", arms("base,real"))
+    anns = [query for query, _ in headlines("ann")[1]]
+    assert timed == [(False, anns), (True, anns)]
+    costs = made.manifest.measured["costs"]
+    assert (costs["base"]["device_ms"], costs["real"]["device_ms"]) == (5.0, 7.0)
+    page = markdown(made)
+    assert "| phone's runtime |" in page
+    said = "The phone's runtime was timed on the questions of the first user alone (ann)."
+    assert said in page
+    untimed = evaluate(people, means(), tmp_path / "out", arms("base,real"))
+    assert "phone's runtime" not in markdown(untimed)
 
 
 def test_prices_that_are_named_later_are_shown_and_nothing_is_paid_for_again(
