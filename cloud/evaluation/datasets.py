@@ -71,8 +71,7 @@ class Datasets:
         """
         if data == "real":
             return self._real()
-        is_ratio = data.startswith("ratio-")
-        whole = self._augmented(max(self.ratios) if is_ratio else None)
+        whole = self._augmented(data)
         if whole is None or whole.manifest.measured.get("warning"):
             return self._without_teacher(data)
         if data == "real-repeated":
@@ -82,7 +81,7 @@ class Datasets:
         if data == "mixed":
             return whole
         real, synthetic = by_origin(whole)
-        if is_ratio:
+        if data.startswith("ratio-"):
             rows = real + self._some(synthetic, float(data.removeprefix("ratio-")))
         elif data == "synthetic":
             rows = synthetic
@@ -119,16 +118,19 @@ class Datasets:
     def _own(self) -> Rows:
         return [real_row(self._user.task, item) for item in self._train]
 
-    def _augmented(self, ratio: float | None = None) -> Artifact | None:
-        """The augmentation that is configured, or one of so many items for each real one.
+    def augmentation(self, data: str) -> AugmentConfig:
+        """Of what an arm's data is taken: what is configured, or for ratios the largest of them."""
+        if not data.startswith("ratio-"):
+            return self.config
+        ratio = max(self.ratios)
+        share = min(self.config.real_share, 1 / (1 + ratio))
+        return replace(self.config, per_real=ratio, fill_to=0, real_share=share)
 
-        None where the teacher answered, but nothing of it could be read.
-        """
-        config = self.config
-        if ratio is not None:
-            share = min(config.real_share, 1 / (1 + ratio))
-            config = replace(config, per_real=ratio, fill_to=0, real_share=share)
-        name = f"augmented-{config.per_real:g}" if ratio is None else f"augmented-ratio-{ratio:g}"
+    def _augmented(self, data: str) -> Artifact | None:
+        """That augmentation; None where the teacher answered, but nothing of it could be read."""
+        config = self.augmentation(data)
+        kind = "ratio-" * data.startswith("ratio-")
+        name = f"augmented-{kind}{config.per_real:g}"
         if name in self.unreadable:
             return None
         try:

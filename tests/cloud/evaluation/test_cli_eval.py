@@ -401,6 +401,60 @@ class Tomorrow(datetime):
         return datetime.now(tz) + timedelta(days=1)
 
 
+def spoken(messages: list[dict[str, str]]) -> str:
+    return messages[-1]["content"]
+
+
+def test_a_dry_run_prints_what_the_run_then_sends_and_sends_and_writes_nothing(
+    tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """All three items of the first request pass, so that nothing else is asked for."""
+    written = {
+        "A farmer sold nine pigs at dawn today.": "pigs sell at dawn",
+        "Rain kept all ships inside for a week.": "ships stay for rain",
+        "Two bakers won the big prize of bread.": "bakers win for bread",
+    }
+    lines = [json.dumps({"input": text, "output": title}) for text, title in written.items()]
+    chat.say = lambda message, number: "\n".join(lines)
+    users = {"ann": headlines("ann"), "bob": headlines("bob"), "eve": headlines("eve")}
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", users)
+    out = tmp_path / "out"
+    given = ("--data", folder, "--users", "2", "--base", tiny_base, "--teacher", chat.spec, "--out",
+             out, "--arms", "base,real,mixed,teacher", "--scrub", "off", "--pool", "1",
+             "--epochs", "1", "--no-plots")  # fmt: skip
+    dry = run(*given, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert chat.asked == []
+    assert not out.exists()
+    assert "Secret" not in dry.stdout, "no held-out answer"
+    rows = [json.loads(row) for row in dry.stdout.splitlines()]
+    assert [(row["user"], row["for"].split(",")[0]) for row in rows] == [
+        (user, what) for user in ("ann", "bob") for what in ("augment", "teacher", "teacher")
+    ]  # fmt: skip
+    done = run(*given)
+    assert done.exit_code == 0, done.stderr
+    assert sorted(chat.asked) == sorted(spoken(row["sent"]) for row in rows)
+    chat.bodies.clear()
+    none = run(*given, "--arms", "base,real", "--dry-run")
+    assert (none.exit_code, none.stdout) == (0, "")
+
+
+def test_a_dry_run_needs_the_consent_that_the_run_needs_and_shows_what_is_scrubbed(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    profile, asked = headlines("ann")
+    asked = [(f"{query} Write to ann@example.org.", gold) for query, gold in asked]
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": (profile, asked)})
+    given = ("--data", folder, "--base", tiny_base, "--out", tmp_path / "out", "--arms", "teacher",
+             "--teacher", "openai:https://example.com/v1#m", "--dry-run")  # fmt: skip
+    one_line(run(*given), 2, "consent does not allow a third-party teacher")
+    pytest.importorskip("presidio_analyzer")
+    done = run(*given, "--third-party")
+    assert done.exit_code == 0, done.stderr
+    assert "<EMAIL_ADDRESS_1>" in done.stdout
+    assert "ann@example.org" not in done.stdout
+
+
 def test_who_withdrew_stays_out_the_next_day_until_they_agree_themselves(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
