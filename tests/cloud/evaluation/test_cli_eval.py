@@ -164,6 +164,56 @@ def test_official_files_of_each_task_come_out_as_scores_worked_by_hand(
             assert spoken == {text.strip() for text in says.values()}
 
 
+USERS = {  # worked by hand: what each question's own user gets, in the main measure of the task
+    "LaMP_1": [1, 1, 0],
+    "LaMP_3": [1, 2, 3, 1.5, 3],
+    "LaMP_4": [2 / 3, 0, 1 / 2],
+}
+
+
+@pytest.mark.parametrize("task", USERS)
+def test_in_files_of_the_user_based_split_each_question_is_a_user_of_its_own(
+    task: str, tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """As LaMP publishes them: no `user_id`, no dates, a profile for each question."""
+    profile, asked, wanted = CASES[task]
+    text = TASKS[task].input_field
+    names = [f"{n}10" for n in range(len(asked))]
+    questions = [
+        {"id": name, "input": query, "profile": [
+            {**{key: row[key] for key in row if key != "date"}, text: f"{row[text]} By {name}."}
+            for row in profile
+        ]}
+        for name, (query, _, _) in zip(names, asked, strict=True)
+    ]  # fmt: skip
+    golds = [{"id": n, "output": gold} for n, (_, gold, _) in zip(names, asked, strict=True)]
+    (tmp_path / "dev_questions.json").write_text(json.dumps(questions))
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": task, "golds": golds}))
+    says = {f"is now asked: {query}\n": said for query, _, said in asked}
+    chat.say = lambda message, number: next(said for ask, said in says.items() if ask in message)
+    out = tmp_path / "out"
+    done = run(
+        "--data", tmp_path, "--base", tiny_base, "--teacher", chat.spec, "--scrub", "off",
+        "--concurrency", "1", "--out", out, "--arms", "base,teacher", "--no-plots", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["task"], result["users"], result["questions"]) == (task, len(asked), len(asked))
+    assert result["arms"]["teacher"]["pooled"] == pytest.approx(wanted)
+    for name, message in zip(names, chat.asked, strict=True):
+        assert {other for other in names if f"By {other}." in message} == {name}
+    found = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert [(user["user"], user["items"]) for user in found["users"]] == [(n, 3) for n in names]
+    values = [user["values"]["teacher"][found["main"]] for user in found["users"]]
+    assert values == pytest.approx(USERS[task])
+    said = json.loads((out / "evaluation" / "predictions" / "teacher.json").read_text())
+    spoken = [text.strip() for _, _, text in asked]
+    assert said == {"task": task, "golds": [
+        {"id": name, "output": text} for name, text in zip(names, spoken, strict=True)
+    ]}  # fmt: skip
+    assert json.loads((out / "evaluation" / "golds.json").read_text())["golds"] == golds
+
+
 def one_line(done: Result, code: int, *says: str) -> None:
     assert done.exit_code == code, done.stderr
     assert "Traceback" not in done.stderr
