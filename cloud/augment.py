@@ -45,6 +45,10 @@ SCRUBBING = ("auto", "on", "off")
 LABEL_SHARES = (selection.OWN, "teacher")
 
 
+class UnreadableError(TeacherError):
+    """A teacher answered, but not one of its replies for this user could be read."""
+
+
 @dataclass(frozen=True)
 class AugmentConfig:
     """How synthetic items are made.
@@ -150,7 +154,8 @@ def augment(
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
-        TeacherError: the teacher failed, or not one of its replies could be read.
+        TeacherError: the teacher failed.
+        UnreadableError: it answered, but not one of its replies could be read.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
@@ -197,10 +202,10 @@ def _in_vain(profile: Artifact, teacher: Teacher, counts: Counter[str]) -> str:
     """What is to be said of a teacher of whose items none was taken.
 
     Raises:
-        TeacherError: none of them could even be read: the fault is the teacher's.
+        UnreadableError: none of them could even be read: the fault is the teacher's.
     """
     if set(counts) == {"unparsed"}:
-        raise TeacherError(
+        raise UnreadableError(
             f"{profile.path}: {teacher.name} answered, but not one of {counts['unparsed']} answers "
             "was of the form that it was asked for; choose another teacher, or --per-real 0 for "
             "the real items alone"

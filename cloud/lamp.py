@@ -12,7 +12,7 @@ dated before the user's first question, so no question's answer is learned from.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,6 +35,7 @@ TWEET_HEAD = 0.2
 _TASK_ALIASES = {"LaMP_2M": "LaMP_2"}
 _NAMES_IN_FILES = {"LaMP_2N": "LaMP_2"}
 """LaMP's older files and its evaluator call both label sets LaMP_2."""
+_NEWS = TASKS["LaMP_2N"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class LampUser:
     """One user of LaMP's files. left_out: what is odd, by place and reason."""
 
     name: str
+    task: Task
     items: list[Item]
     questions: list[Question]
     left_out: list[str]
@@ -89,17 +91,22 @@ def read_lamp(questions: Path, outputs: Path | None, task: Task, user: str | Non
     return replace(found, left_out=[*found.left_out, *nobodys])
 
 
-def read_lamp_users(questions: Path, outputs: Path, task: Task) -> Iterator[LampUser]:
+def read_lamp_users(questions: Path, outputs: Path, task: Task | None) -> Iterator[LampUser]:
     """Every user of a LaMP questions file as `read_lamp` gives one, in the order of the file.
 
     Samples that name no user come last, as a user without items.
 
+    Args:
+        task: None for the one that the files tell.
+
     Raises:
         InputError: names the file, which is malformed.
     """
+    samples = _read_samples(questions)
+    task = task or _variant(task_of(outputs), samples)
     golds = _read_golds(outputs, task)
     users: dict[str, list[Sample]] = {}
-    for sample in _read_samples(questions):
+    for sample in samples:
         users.setdefault(sample.user, []).append(sample)
     nobodys = users.pop("", [])
     for user, samples in users.items():
@@ -144,8 +151,10 @@ def item_from_lamp(row: Any, task: Task) -> Item:
     row = cast("dict[str, Any]", row)
     if not isinstance(row.get("id"), str | int):
         raise ItemError("id", f"found {type(row['id']).__name__ if 'id' in row else 'nothing'}")
-    if task.input_field not in row and task.name == "LaMP_2" and "category" in row:
-        raise ItemError("category", "an item of the news variant; import it with --task LaMP_2N")
+    if task.input_field not in row and task.name == "LaMP_2" and _NEWS.output_field in row:
+        raise ItemError(
+            _NEWS.output_field, "an item of the news variant; import it with --task LaMP_2N"
+        )
     text = text_field(row, task.input_field)
     if not task.is_beginning:
         output = text_field(row, task.output_field)
@@ -158,6 +167,15 @@ def item_from_lamp(row: Any, task: Task) -> Item:
     return Item(str(row["id"]), " ".join(words[:head]), text, date_field(row))
 
 
+def _variant(task: Task, samples: Sequence[Sample]) -> Task:
+    """LaMP_2N where files that say LaMP_2 hold its items, which have a category and no tag."""
+    if task.name != "LaMP_2":
+        return task
+    rows = [row for sample in samples for row in sample.profile or () if isinstance(row, dict)]
+    counts = {each: sum(each.output_field in row for row in rows) for each in (task, _NEWS)}
+    return max(counts, key=counts.__getitem__)
+
+
 def _lamp_user(name: str, samples: list[Sample], task: Task, golds: Mapping[str, Any]) -> LampUser:
     items, left_out = _common_items(samples, task)
     asked: list[Question] = []
@@ -166,7 +184,7 @@ def _lamp_user(name: str, samples: list[Sample], task: Task, golds: Mapping[str,
             asked.append(_question(sample, task, golds))
         except ItemError as odd:
             left_out.append(f"{sample.where}, {_said(odd)}")
-    return LampUser(name, items, asked, left_out)
+    return LampUser(name, task, items, asked, left_out)
 
 
 def _question(sample: Sample, task: Task, golds: Mapping[str, Any]) -> Question:

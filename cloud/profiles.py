@@ -2,7 +2,8 @@
 
 In: LaMP files (`cloud/lamp.py`) or plain JSONL (`cloud/jsonl.py`). Out: a Profile artifact with
 `items.jsonl`, and `questions.jsonl` for held-out questions that only evaluation and the leakage
-filter may read. Its `created` is the day of the consent: importing again is agreeing again.
+filter may read. Its `created` is the day of the consent: importing again is agreeing again, but
+for what an evaluation imports by itself.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ MIN_ITEMS = 2
 """One item to learn from and one to check by."""
 ITEMS_FILE = "items.jsonl"
 QUESTIONS_FILE = "questions.jsonl"
+EVALUATION = "evaluation"
+"""The purpose of a Profile that an evaluation imports by itself: importing it renews no consent."""
 Row = TypeVar("Row")
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cloud.augment import TRAIN_FILE, VALID_FILE, consent_ended, real_row, split
 from cloud.pieces import store
-from cloud.profiles import Consent, read_profile, write_rows
+from cloud.profiles import EVALUATION, Consent, read_profile, write_rows
 from cloud.train import TrainConfig, train
 from protos.artifacts import (
     MANIFEST,
@@ -119,6 +119,10 @@ def check_contributors(profiles: Sequence[Artifact], out: Path) -> None:
             refused.append(f"{user}'s consent is over")
         elif profile.manifest.created <= left:
             refused.append(f"{user} withdrew on {left[:10]}, after this Profile was imported")
+        elif left and consent.purpose == EVALUATION:
+            refused.append(
+                f"{user} withdrew on {left[:10]}, and an import for an evaluation is no new consent"
+            )
     if refused:
         raise InputError(
             f"{'; '.join(refused)}; leave them out, or import them to another place once they agree"

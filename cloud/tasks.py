@@ -8,7 +8,7 @@ Adding a task is adding a row here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from protos.errors import InputError
@@ -41,6 +41,8 @@ class Task:
     question_labels: the answers of its held-out questions where these are others (LaMP_1).
     input_name, output_name: how a few-shot prompt calls the two.
     about: what the examples are, for a teacher.
+    item_form: how one of the nearest items stands in a prompt (`cloud/evaluation/retrieval.py`);
+        empty for the form of LaMP_4 with `output_name`. items_end: what follows the last of them.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Task:
     question: str = ""
     question_labels: tuple[str, ...] = ()
     about: str = ""
+    item_form: str = ""
+    items_end: str = ". "
 
     @property
     def is_beginning(self) -> bool:
@@ -99,7 +103,7 @@ class Task:
         return f"{self.output_name}: {answer}\n{self.input_name}: {one_line}\n\n"
 
     def to_config(self) -> dict[str, Any]:
-        """Everything that defines the task, as it stands in a manifest."""
+        """What defines the task, as it stands in a manifest: all but how items are retrieved."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -116,10 +120,12 @@ class Task:
 
 
 def task_from_config(config: dict[str, Any]) -> Task:
-    """The inverse of `Task.to_config`."""
+    """The inverse of `Task.to_config`; how items are retrieved is as in the table."""
     names = ("labels", "question_labels")
     values: dict[str, Any] = {**config, **{name: tuple(config.get(name, ())) for name in names}}
-    return Task(**values)
+    task = Task(**values)
+    known = TASKS.get(task.name, task)
+    return replace(task, item_form=known.item_form, items_end=known.items_end)
 
 
 def custom_task(name: str, kind: str, prompt: str, labels: tuple[str, ...]) -> Task:
@@ -166,6 +172,7 @@ _ROWS = (
         output_name="Title",
         question_labels=("[1]", "[2]"),
         about="abstracts of papers by one researcher, and the titles they gave to these",
+        item_form='"{output}"',
     ),
     Task(
         name="LaMP_2",
@@ -179,6 +186,7 @@ _ROWS = (
         input_name="Description",
         output_name="Tag",
         about="films, and the tag this person gives to each",
+        item_form='the tag for the movie: "{input}" is "{output}"',
     ),
     Task(
         name="LaMP_2N",
@@ -192,6 +200,7 @@ _ROWS = (
         input_name="Article",
         output_name="Category",
         about="news articles, and the category this journalist files each under",
+        item_form='the category for the article: "{input}" is "{output}"',
     ),
     Task(
         name="LaMP_3",
@@ -204,6 +213,7 @@ _ROWS = (
         input_name="Review",
         output_name="Score",
         about="reviews, and the stars this person gives with each",
+        item_form='{output} is the score for "{input}"',
     ),
     Task(
         name="LaMP_4",
@@ -214,6 +224,7 @@ _ROWS = (
         input_name="Article",
         output_name="Headline",
         about="news articles, and the headlines this journalist writes for them",
+        item_form='"{output}" is the title for "{input}"',
     ),
     Task(
         name="LaMP_5",
@@ -224,6 +235,8 @@ _ROWS = (
         input_name="Abstract",
         output_name="Title",
         about="abstracts of papers, and the titles this researcher gives to them",
+        item_form='"{output}" is a title for "{input}"',
+        items_end=". Following the given patterns ",
     ),
     Task(
         name="LaMP_6",
@@ -234,6 +247,7 @@ _ROWS = (
         input_name="Email",
         output_name="Subject",
         about="e-mails, and the subjects this person writes for them",
+        item_form='"{output}" is the title for "{input}"',
     ),
     Task(
         name="LaMP_7",
@@ -246,6 +260,8 @@ _ROWS = (
         input_name="Beginning",
         output_name="Tweet",
         about="tweets by this person; the input is the first few words, the output the whole tweet",
+        item_form='"{output}" are written by a person',
+        items_end=". Following the given patterns ",
     ),
     Task(
         name="POCKET_0",

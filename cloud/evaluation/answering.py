@@ -21,7 +21,7 @@ from cloud.evaluation.student import Answer, Student
 from cloud.pieces import store
 from cloud.profiles import Item
 from cloud.prompts import Ask
-from cloud.teachers import GREEDY
+from cloud.teachers import GREEDY, Teacher
 from cloud.train import frozen_dtype
 from protos.artifacts import Artifact, digest_json, read_json, tool_versions
 from protos.base_model import prompt_ids
@@ -142,10 +142,8 @@ def _room(student: Student, person: Person) -> int:
     return most + _LABEL_ROOM if labels else most * 3 // 2 + _LABEL_ROOM
 
 
-def _teacher(
-    person: Person, means: Means, config: EvaluateConfig
-) -> tuple[list[Answer], dict[str, int]]:
-    """What the teacher says when it is shown the user's items, and the tokens of it."""
+def teacher_asks(person: Person, means: Means, config: EvaluateConfig) -> tuple[Teacher, list[Ask]]:
+    """The user's questions with the user's items, and the teacher, which sees no personal data."""
     task, items, augmenting = person.user.task, person.user.items, means.augmenting
     sent = [Item(question.id, question.input, question.query) for question in person.asked]
     scrubber = scrubber_for(task, [*items, *sent], augmenting, means.teacher)
@@ -156,9 +154,18 @@ def _teacher(
         Ask("answer", tuple(next(hands)), text=question.query, seed=config.seed + number)
         for number, question in enumerate(person.asked)
     ]
+    return teacher, asks
+
+
+def _teacher(
+    person: Person, means: Means, config: EvaluateConfig
+) -> tuple[list[Answer], dict[str, int]]:
+    """What the teacher says when it is shown the user's items, and the tokens of it."""
+    teacher, asks = teacher_asks(person, means, config)
     folder = person.folder / "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     answers = Answers(folder)
+    task = person.user.task
     replies = answers.of(teacher, task, asks, GREEDY)
     said: list[Answer] = []
     for ask, reply in zip(asks, replies, strict=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -82,8 +84,8 @@ def command(on_device: OnDevice) -> click.Command:
 @click.option(
     "--task",
     "task_name",
-    help="LaMP task, where --data's outputs do not tell it. With --suite: only these tasks, "
-    "separated by commas.",
+    help="LaMP task of all --data and --others; without it their files tell, LaMP_2N by its items. "
+    "With --suite: only these tasks, separated by commas.",
 )
 @click.option("--users", type=click.IntRange(min=1), help="Only so many users, the first ones.")
 @click.option(
@@ -119,7 +121,13 @@ def command(on_device: OnDevice) -> click.Command:
     "--device/--no-device",
     default=False,
     show_default=True,
-    help="Time answers by the phone's runtime on this machine; lowers the base.",
+    help="Time the first user's answers by the phone's runtime on this machine; lowers the base.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only print what teachers would be sent first, as `augment` does, and the questions that "
+    "the arm `teacher` would be sent; nothing is written to --out.",
 )
 @cli.augment_options
 @cli.train_options
@@ -147,6 +155,7 @@ def eval_command(
     third_party: bool,
     plots: bool,
     device: bool,
+    dry_run: bool,
     threads: int,
     as_json: bool,
     seed: int,
@@ -172,17 +181,20 @@ def eval_command(
     """
     from cloud.augment import AugmentConfig
     from cloud.evaluation.arms import DEFAULT
+    from cloud.evaluation.dry_run import dry_run as would_send
     from cloud.evaluation.evaluate import evaluate
     from cloud.evaluation.inputs import EvaluateConfig, Means, context
     from cloud.evaluation.plots import check, draw
-    from cloud.evaluation.report import markdown, summary
-    from cloud.evaluation.results import read_results
+    from cloud.evaluation.report import markdown
     from cloud.evaluation.users import read_users
     from cloud.train import TrainConfig
     from protos.base_model import open_base
 
     started = time.monotonic()
     _require_source(data, profiles, suite, quick, base)
+    if dry_run:
+        out = Path(click.get_current_context().with_resource(TemporaryDirectory()))
+        plots = device = False
     users = users or (QUICK_USERS if quick else None)
     arms = arms or (QUICK_ARMS if quick else ",".join(DEFAULT))
     if suite:
@@ -214,16 +226,29 @@ def eval_command(
     made: list[Artifact] = []
     for place, folders in places.items():
         most = None if quick else users
-        people = [read_users(f, split, task_name, third_party, place, most) for f in folders]
-        left_out = {name: why for each in people for name, why in each.left_out.items()}
-        found = [profile for each in people for profile in each.profiles]
-        found = (sorted(found, key=_items) if quick else found)[:users]
+        read = [read_users(f, split, task_name, third_party, place, most) for f in folders]
+        left_out = {name: why for each in read for name, why in each.left_out.items()}
+        people = _first([profile for each in read for profile in each.profiles], users, quick)
+        if dry_run:
+            _echo(would_send(people, means, place, config))
+            continue
         with shown(f"eval {place.name}") as progress:
-            made.append(evaluate(found, means, place, config, left_out, progress))
+            made.append(evaluate(people, means, place, config, left_out, progress))
         (place / PAGE).write_text(markdown(made[-1]), encoding="utf-8")
         if plots:
             draw(made[-1], place / "plots")
-    if places.keys() != {out}:
+    if not dry_run:
+        _report(made, out, places.keys() != {out}, started, as_json)
+
+
+def _report(
+    made: Sequence[Artifact], out: Path, of_tasks: bool, started: float, as_json: bool
+) -> None:
+    """Print what was made; of_tasks: with a page over them, which is written to `out`."""
+    from cloud.evaluation.report import summary
+    from cloud.evaluation.results import read_results
+
+    if of_tasks:
         (out / PAGE).write_text(summary([read_results(each) for each in made]), encoding="utf-8")
     if not as_json:
         click.echo((out / PAGE).read_text("utf-8"))
@@ -299,8 +324,16 @@ def task_folders(data: Sequence[Path], out: Path, apart: bool) -> dict[Path, lis
     return places
 
 
-def _items(profile: Artifact) -> int:
-    return profile.manifest.measured["items"]
+def _first(profiles: list[Artifact], users: int | None, fewest: bool) -> list[Artifact]:
+    """So many of them; fewest: those with the fewest items."""
+    if fewest:
+        profiles = sorted(profiles, key=lambda each: each.manifest.measured["items"])
+    return profiles[:users]
+
+
+def _echo(rows: Iterable[dict[str, Any]]) -> None:
+    for row in rows:
+        click.echo(json.dumps(row, ensure_ascii=False))
 
 
 def _scores(evaluation: Artifact) -> dict[str, Any]:

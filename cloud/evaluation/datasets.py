@@ -18,6 +18,7 @@ from cloud.augment import (
     TRAIN_FILE,
     VALID_FILE,
     AugmentConfig,
+    UnreadableError,
     augment,
     filters_for,
     real_row,
@@ -42,7 +43,8 @@ class Datasets:
     """The Datasets of one user, made when they are asked for. folder: where they go.
 
     fallen_back: those that are the real items alone, since nothing that the teacher wrote passed:
-    what this user would get, and so what counts.
+    what this user would get, and so what counts. unreadable: the error, by folder, where not even
+    one of its replies could be read.
     """
 
     profile: Artifact
@@ -56,6 +58,7 @@ class Datasets:
 
     def __post_init__(self) -> None:
         self.fallen_back: set[str] = set()
+        self.unreadable: dict[str, UnreadableError] = {}
         self._user = read_profile(self.profile)
         self._train, self._valid = split(self._user.items)
 
@@ -68,18 +71,17 @@ class Datasets:
         """
         if data == "real":
             return self._real()
-        is_ratio = data.startswith("ratio-")
-        whole = self._augmented(max(self.ratios) if is_ratio else None)
+        whole = self._augmented(data)
+        if whole is None or whole.manifest.measured.get("warning"):
+            return self._without_teacher(data)
         if data == "real-repeated":
             return self._repeated(counts(whole)[0])
-        if whole.manifest.measured.get("warning"):
-            self.fallen_back.add(data)
         if not counts(whole)[1]:
             return None if data == "synthetic" else self._real()
         if data == "mixed":
             return whole
         real, synthetic = by_origin(whole)
-        if is_ratio:
+        if data.startswith("ratio-"):
             rows = real + self._some(synthetic, float(data.removeprefix("ratio-")))
         elif data == "synthetic":
             rows = synthetic
@@ -91,6 +93,12 @@ class Datasets:
     def _real(self) -> Artifact:
         """The user's own items alone; no teacher has a part in it."""
         return self._written("real", {"profile": self.profile.id}, self._own(), {})
+
+    def _without_teacher(self, data: str) -> Artifact | None:
+        """What is left of an arm's data where nothing that the teacher wrote can be taken."""
+        if data != "real-repeated":
+            self.fallen_back.add(data)
+        return None if data == "synthetic" else self._real()
 
     def _repeated(self, rows: int) -> Artifact:
         """The user's own items alone, so often that there are so many rows.
@@ -110,18 +118,29 @@ class Datasets:
     def _own(self) -> Rows:
         return [real_row(self._user.task, item) for item in self._train]
 
-    def _augmented(self, ratio: float | None = None) -> Artifact:
-        """The augmentation that is configured, or one of so many items for each real one."""
-        config = self.config
-        if ratio is not None:
-            share = min(config.real_share, 1 / (1 + ratio))
-            config = replace(config, per_real=ratio, fill_to=0, real_share=share)
-        name = f"augmented-{config.per_real:g}" if ratio is None else f"augmented-ratio-{ratio:g}"
-        out = self.folder / name
-        return augment(
-            self.profile, self.teacher, out, config, self.progress, self.judge, self.calls,
-            beside=self.folder / "augmented",
-        )  # fmt: skip
+    def augmentation(self, data: str) -> AugmentConfig:
+        """Of what an arm's data is taken: what is configured, or for ratios the largest of them."""
+        if not data.startswith("ratio-"):
+            return self.config
+        ratio = max(self.ratios)
+        share = min(self.config.real_share, 1 / (1 + ratio))
+        return replace(self.config, per_real=ratio, fill_to=0, real_share=share)
+
+    def _augmented(self, data: str) -> Artifact | None:
+        """That augmentation; None where the teacher answered, but nothing of it could be read."""
+        config = self.augmentation(data)
+        kind = "ratio-" * data.startswith("ratio-")
+        name = f"augmented-{kind}{config.per_real:g}"
+        if name in self.unreadable:
+            return None
+        try:
+            return augment(
+                self.profile, self.teacher, self.folder / name, config, self.progress, self.judge,
+                self.calls, beside=self.folder / "augmented",
+            )  # fmt: skip
+        except UnreadableError as error:
+            self.unreadable[name] = error
+            return None
 
     def _some(self, synthetic: Rows, ratio: float) -> Rows:
         """Of the largest mix's synthetic items as many as the ratio says, drawn by lot.

@@ -41,7 +41,7 @@ from protos.artifacts import (
     open_artifact,
     write_json,
 )
-from protos.errors import InputError, PocketuneError, listed
+from protos.errors import InputError, PocketuneError, TeacherError, listed
 from protos.progress import Progress, part, silent
 
 
@@ -60,7 +60,8 @@ def evaluate(
 
     Raises:
         InputError: an arm lacks what it needs, or nobody has a question with a known answer.
-        TeacherError: the teacher failed; what it has answered is kept.
+        TeacherError: the teacher failed, or not one of its answers could be read for any user;
+            what it has answered is kept.
     """
     arms = parse_arms(config.arms, parse_ratios(config.ratios))
     missing = dict(left_out or {})
@@ -70,9 +71,7 @@ def evaluate(
     parents, resolved = _identity(people, others, means, config)
     if current := finished(out / "evaluation", "Evaluation", parents, resolved):
         return current
-    datasets, fallen_back = _datasets(
-        arms, people, others, means, out, config, part(progress, 0, 0.4)
-    )
+    datasets, own = _datasets(arms, people, others, means, out, config, part(progress, 0, 0.4))
     adapters = _adapters(datasets, people, means, out, part(progress, 0.4, 0.8))
     partners = derangement({each.name: len(each.user.items) for each in people}, config.seed)
     answered = answers_of(
@@ -86,7 +85,8 @@ def evaluate(
             row["empty"] = sum(not text for person in people for text in said[name, person.name])
         for row in found["users"]:
             row["other"] = partners[row["user"]] if has(arms, OTHER) else None
-            row["fell_back"] = sorted(fallen_back[row["user"]])
+            row["fell_back"] = sorted(own[row["user"]].fallen_back)
+            row["unreadable"] = bool(own[row["user"]].unreadable)
             row |= _learned(arms, row["user"], partners, datasets)
         write_json(draft.path / RESULTS_FILE, {
             **found, "left_out": missing, "base": means.base.name, "teacher": means.teacher.name,
@@ -132,24 +132,39 @@ def _identity(
 def _datasets(
     arms: Sequence[Arm], people: Sequence[Person], others: Sequence[Artifact], means: Means,
     out: Path, config: EvaluateConfig, progress: Progress,
-) -> tuple[Made, dict[str, set[str]]]:  # fmt: skip
-    """What each adapter learns from, and for each user what fell back to the real items alone."""
+) -> tuple[Made, dict[str, Datasets]]:  # fmt: skip
+    """What each adapter learns from; and each user's Datasets, which know what fell back.
+
+    Raises:
+        TeacherError: see `evaluate`.
+    """
     made: Made = {}
-    fallen_back: dict[str, set[str]] = {}
+    of_users: dict[str, Datasets] = {}
     wanted = list(dict.fromkeys(arm.data for arm in arms if arm.data not in ("", TASK)))
     for number, person in enumerate(people):
-        own = Datasets(
+        own = of_users[person.name] = Datasets(
             person.profile, means.teacher, person.folder, means.augmenting,
             parse_ratios(config.ratios), means.judge, means.calls,
         )  # fmt: skip
         for data in wanted:
             progress(f"{person.name}: data of {data}", number / len(people))
             made[data, person.name] = own.of(data)
-        fallen_back[person.name] = own.fallen_back
+    _check_readable(list(of_users.values()))
     if has(arms, TASK):
         shared = task_dataset(others, out / "task")
         made |= {(TASK, person.name): shared for person in people}
-    return made, fallen_back
+    return made, of_users
+
+
+def _check_readable(of_users: Sequence[Datasets]) -> None:
+    """Refuse a teacher that was of no use to anybody; one user alone may have been refused by it.
+
+    Raises:
+        TeacherError: not one of its answers could be read, for any user.
+    """
+    errors = [next(iter(own.unreadable.values())) for own in of_users if own.unreadable]
+    if len(errors) == len(of_users):
+        raise TeacherError(f"{len(errors)} of {len(of_users)} users, the first: {errors[0]}")
 
 
 def _adapters(

@@ -54,6 +54,11 @@ def markdown(evaluation: Artifact) -> str:
             f"Nothing that the teacher wrote passed for {len(fell)} of them ({', '.join(fell)}): "
             "their mixed adapters learned from the real items alone, and synthetic is the base.\n"
         )
+    if mute := [row["user"] for row in found["users"] if row.get("unreadable")]:
+        parts.append(
+            f"Not one of the teacher's items could be read for {len(mute)} users "
+            f"({', '.join(mute)}): refused, or not of the form that was asked for.\n"
+        )
     return "\n".join(parts)
 
 
@@ -146,6 +151,11 @@ def _arms(found: dict[str, Any], costs: dict[str, Any]) -> str:
         "once, positive is better, with 95% intervals. Rows to train on, how many of them are "
         "synthetic, and costs are means over users.\n"
     )
+    if timed:
+        first = found["users"][0]["user"]
+        note += (
+            f"The phone's runtime was timed on the questions of the first user alone ({first}).\n"
+        )
     return f"{_table(rows)}\n{note}"
 
 

@@ -21,20 +21,7 @@ if TYPE_CHECKING:
 NEAREST = 4
 INPUT_SHARE = 0.6
 """Share of the tokens that the question may take before it is cut."""
-_FORMS = {
-    "LaMP_1": '"{output}"',
-    "LaMP_2": 'the tag for the movie: "{input}" is "{output}"',
-    "LaMP_2N": 'the category for the article: "{input}" is "{output}"',
-    "LaMP_3": '{output} is the score for "{input}"',
-    "LaMP_4": '"{output}" is the title for "{input}"',
-    "LaMP_5": '"{output}" is a title for "{input}"',
-    "LaMP_6": '"{output}" is the title for "{input}"',
-    "LaMP_7": '"{output}" are written by a person',
-}
-"""How an item stands in a prompt; other tasks have the form of LaMP_4 with their own word."""
-_FOLLOWING = ("LaMP_5", "LaMP_7")
-_BARE = ("LaMP_1", "LaMP_7")
-_BETWEEN, _AFTER = ", and ", ". "
+_BETWEEN = ", and "
 
 
 def check() -> None:
@@ -70,8 +57,7 @@ def with_items(
     """
     most = int(INPUT_SHARE * room)
     kept = _cut(query, most, tokenizer)
-    after = f"{_AFTER}Following the given patterns " if task.name in _FOLLOWING else _AFTER
-    around = _length(_BETWEEN, tokenizer) * len(items) + _length(after, tokenizer)
+    around = _length(_BETWEEN, tokenizer) * len(items) + _length(task.items_end, tokenizer)
     left = room - min(_length(query, tokenizer), most) - around
     share = left // max(1, len(items))
     spare = 0
@@ -87,7 +73,7 @@ def with_items(
     if task.name == "LaMP_1":
         head, title, tail = kept.partition("title")
         return f"{head}{title}{_BETWEEN}{joined}{tail}"
-    return f"{joined}{after}{kept}"
+    return f"{joined}{task.items_end}{kept}"
 
 
 def _shown(
@@ -95,8 +81,8 @@ def _shown(
 ) -> tuple[str, int]:
     """An item in its form, its text cut to `room` tokens, and how many it takes; "" if none."""
     other = f'"{{output}}" is the {task.output_name.lower()} for "{{input}}"'
-    form = _FORMS.get(task.name, other)
-    cut = "output" if task.name in _BARE else "input"
+    form = task.item_form or other
+    cut = "input" if "{input}" in form else "output"
     parts = {"input": item.input, "output": item.output}
     frame = form.format(**{**parts, cut: ""})
     left = room - _length(frame, tokenizer)

@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from cloud.evaluation.inputs import user_folder
-from cloud.lamp import named_task, read_lamp_users, task_of
-from cloud.profiles import MIN_ITEMS, Consent, Profile, but_left_out, write_profile
+from cloud.lamp import named_task, read_lamp_users
+from cloud.profiles import EVALUATION, MIN_ITEMS, Consent, Profile, but_left_out, write_profile
 from protos.artifacts import MANIFEST, Artifact, open_artifact
 from protos.errors import InputError
 
@@ -37,7 +37,7 @@ def read_users(
         InputError: it is none of these, or LaMP's files are incomplete or malformed.
     """
     if (folder / f"{split}_questions.json").is_file():
-        consent = Consent("evaluation", third_party=third_party, contributes=contributes)
+        consent = Consent(EVALUATION, third_party=third_party, contributes=contributes)
         return _from_lamp(folder, split, task, consent, out, most)
     inside = [folder] if _is_artifact(folder) else sorted(filter(_is_artifact, _visible(folder)))
     if not inside:
@@ -56,13 +56,13 @@ def _from_lamp(
         raise InputError(
             f"{outputs}: no such file; without the users' own answers nothing can be scored"
         )
-    task = named_task(name, "--task") if name else task_of(outputs)
+    task = named_task(name, "--task") if name else None
     found = Users()
 
     def sound() -> Iterator[Profile]:
         for read in read_lamp_users(questions, outputs, task):
             user = Profile(
-                task, read.name, "und", consent, read.items, read.questions, read.left_out
+                read.task, read.name, "und", consent, read.items, read.questions, read.left_out
             )
             if len(user.items) < MIN_ITEMS:
                 few = f"{len(user.items)} items before the first question"

@@ -1,6 +1,7 @@
 """`pocketune eval`: each LaMP task's own files through import, evaluation and scores, by hand."""
 
 import json
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -161,6 +162,56 @@ def test_official_files_of_each_task_come_out_as_scores_worked_by_hand(
         if arm == "teacher":
             spoken = {each["output"] for each in said["golds"]}
             assert spoken == {text.strip() for text in says.values()}
+
+
+USERS = {  # worked by hand: what each question's own user gets, in the main measure of the task
+    "LaMP_1": [1, 1, 0],
+    "LaMP_3": [1, 2, 3, 1.5, 3],
+    "LaMP_4": [2 / 3, 0, 1 / 2],
+}
+
+
+@pytest.mark.parametrize("task", USERS)
+def test_in_files_of_the_user_based_split_each_question_is_a_user_of_its_own(
+    task: str, tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """As LaMP publishes them: no `user_id`, no dates, a profile for each question."""
+    profile, asked, wanted = CASES[task]
+    text = TASKS[task].input_field
+    names = [f"{n}10" for n in range(len(asked))]
+    questions = [
+        {"id": name, "input": query, "profile": [
+            {**{key: row[key] for key in row if key != "date"}, text: f"{row[text]} By {name}."}
+            for row in profile
+        ]}
+        for name, (query, _, _) in zip(names, asked, strict=True)
+    ]  # fmt: skip
+    golds = [{"id": n, "output": gold} for n, (_, gold, _) in zip(names, asked, strict=True)]
+    (tmp_path / "dev_questions.json").write_text(json.dumps(questions))
+    (tmp_path / "dev_outputs.json").write_text(json.dumps({"task": task, "golds": golds}))
+    says = {f"is now asked: {query}\n": said for query, _, said in asked}
+    chat.say = lambda message, number: next(said for ask, said in says.items() if ask in message)
+    out = tmp_path / "out"
+    done = run(
+        "--data", tmp_path, "--base", tiny_base, "--teacher", chat.spec, "--scrub", "off",
+        "--concurrency", "1", "--out", out, "--arms", "base,teacher", "--no-plots", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["task"], result["users"], result["questions"]) == (task, len(asked), len(asked))
+    assert result["arms"]["teacher"]["pooled"] == pytest.approx(wanted)
+    for name, message in zip(names, chat.asked, strict=True):
+        assert {other for other in names if f"By {other}." in message} == {name}
+    found = json.loads((out / "evaluation" / "evaluation.json").read_text())
+    assert [(user["user"], user["items"]) for user in found["users"]] == [(n, 3) for n in names]
+    values = [user["values"]["teacher"][found["main"]] for user in found["users"]]
+    assert values == pytest.approx(USERS[task])
+    said = json.loads((out / "evaluation" / "predictions" / "teacher.json").read_text())
+    spoken = [text.strip() for _, _, text in asked]
+    assert said == {"task": task, "golds": [
+        {"id": name, "output": text} for name, text in zip(names, spoken, strict=True)
+    ]}  # fmt: skip
+    assert json.loads((out / "evaluation" / "golds.json").read_text())["golds"] == golds
 
 
 def one_line(done: Result, code: int, *says: str) -> None:
@@ -346,6 +397,28 @@ def test_several_tasks_have_a_page_each_and_one_together(tmp_path: Path, tiny_ba
     one_line(run("--data", four, "--data", four, *given), 2, "two of the same name")
 
 
+def test_the_news_variant_is_told_by_its_items_beside_other_tasks(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    """Both variants' outputs say LaMP_2; one odd item does not change what the others say."""
+    folders: list[Any] = []
+    for task in ("LaMP_2N", "LaMP_2", "LaMP_4"):
+        profile, asked, _ = CASES[task]
+        odd = {"id": "odd", "date": "2019-01-01", "text": "News.", "category": "sports", "tag": "x"}
+        pairs = [pair[:2] for pair in asked]
+        folder = lamp_files(tmp_path / task, task[:6], {"kim": ([odd, *profile], pairs)})
+        folders += ["--data", folder]
+    out = tmp_path / "out"
+    given = ("--base", tiny_base, "--arms", "base", "--no-plots", "--out", out, "--json")
+    done = run(*folders, *given)
+    assert done.exit_code == 0, done.stderr
+    made = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["task"] for each in made] == ["LaMP_2N", "LaMP_2", "LaMP_4"]
+    assert [each["questions"] for each in made] == [4, 3, 3]
+    said = json.loads((out / "LaMP_2N" / "evaluation" / "golds.json").read_text())
+    assert said["task"] == "LaMP_2", "as LaMP's own evaluator has it"
+
+
 def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withdraw(
     tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -370,6 +443,90 @@ def test_somebody_with_two_tasks_teaches_each_task_their_own_items_and_may_withd
     one_line(run(*given), 2, "kim withdrew on")
     with pytest.raises(InputError, match="a contributor withdrew on"):
         open_artifact(out / "task" / "adapter", "Adapter")
+
+
+class Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime.now(tz) + timedelta(days=1)
+
+
+def spoken(messages: list[dict[str, str]]) -> str:
+    return messages[-1]["content"]
+
+
+def test_a_dry_run_prints_what_the_run_then_sends_and_sends_and_writes_nothing(
+    tmp_path: Path, tiny_base: Path, chat
+) -> None:
+    """All three items of the first request pass, so that nothing else is asked for."""
+    written = {
+        "A farmer sold nine pigs at dawn today.": "pigs sell at dawn",
+        "Rain kept all ships inside for a week.": "ships stay for rain",
+        "Two bakers won the big prize of bread.": "bakers win for bread",
+    }
+    lines = [json.dumps({"input": text, "output": title}) for text, title in written.items()]
+    chat.say = lambda message, number: "\n".join(lines)
+    users = {"ann": headlines("ann"), "bob": headlines("bob"), "eve": headlines("eve")}
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", users)
+    out = tmp_path / "out"
+    given = ("--data", folder, "--users", "2", "--base", tiny_base, "--teacher", chat.spec, "--out",
+             out, "--arms", "base,real,mixed,teacher", "--scrub", "off", "--pool", "1",
+             "--epochs", "1", "--no-plots")  # fmt: skip
+    dry = run(*given, "--dry-run")
+    assert dry.exit_code == 0, dry.stderr
+    assert chat.asked == []
+    assert not out.exists()
+    assert "Secret" not in dry.stdout, "no held-out answer"
+    rows = [json.loads(row) for row in dry.stdout.splitlines()]
+    assert [(row["user"], row["for"].split(",")[0]) for row in rows] == [
+        (user, what) for user in ("ann", "bob") for what in ("augment", "teacher", "teacher")
+    ]  # fmt: skip
+    done = run(*given)
+    assert done.exit_code == 0, done.stderr
+    assert sorted(chat.asked) == sorted(spoken(row["sent"]) for row in rows)
+    chat.bodies.clear()
+    none = run(*given, "--arms", "base,real", "--dry-run")
+    assert (none.exit_code, none.stdout) == (0, "")
+
+
+def test_a_dry_run_needs_the_consent_that_the_run_needs_and_shows_what_is_scrubbed(
+    tmp_path: Path, tiny_base: Path
+) -> None:
+    profile, asked = headlines("ann")
+    asked = [(f"{query} Write to ann@example.org.", gold) for query, gold in asked]
+    folder = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": (profile, asked)})
+    given = ("--data", folder, "--base", tiny_base, "--out", tmp_path / "out", "--arms", "teacher",
+             "--teacher", "openai:https://example.com/v1#m", "--dry-run")  # fmt: skip
+    one_line(run(*given), 2, "consent does not allow a third-party teacher")
+    pytest.importorskip("presidio_analyzer")
+    done = run(*given, "--third-party")
+    assert done.exit_code == 0, done.stderr
+    assert "<EMAIL_ADDRESS_1>" in done.stdout
+    assert "ann@example.org" not in done.stdout
+
+
+def test_who_withdrew_stays_out_the_next_day_until_they_agree_themselves(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = lamp_files(tmp_path / "other", "LaMP_4", {"kim": headlines("kim")})
+    data = lamp_files(tmp_path / "lamp", "LaMP_4", {"ann": headlines("ann")})
+    out, own = tmp_path / "out", tmp_path / "kim"
+    given = ("--data", data, "--base", tiny_base, "--arms", "base,task", "--epochs", "1",
+             "--no-plots", "--out", out)  # fmt: skip
+    assert run(*given, "--others", other).exit_code == 0
+    assert CliRunner().invoke(main, ["task", "withdraw", "kim", str(out / "task")]).exit_code == 0
+    for module in ("cloud.profiles", "cloud.augment", "protos.artifacts"):
+        monkeypatch.setattr(f"{module}.datetime", Tomorrow)
+    one_line(run(*given, "--others", other), 2, "kim withdrew on", "is no new consent")
+    imported = out / "others" / "1" / "users" / "kim" / "profile"
+    one_line(run(*given, "--others", imported), 2, "kim withdrew on", "is no new consent")
+    assert not (out / "task" / "dataset").exists()
+
+    agreed = ["profile", "import", str(other / "dev_questions.json"), "--outputs",
+              str(other / "dev_outputs.json"), "--contributes", "--out", str(own)]  # fmt: skip
+    assert CliRunner().invoke(main, agreed).exit_code == 0
+    assert run(*given, "--others", own).exit_code == 0
+    assert (out / "task" / "dataset").is_dir()
 
 
 def test_the_suite_is_the_users_of_every_task_of_the_world(tmp_path: Path, tiny_base: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from cloud.profiles import Consent, Item, Profile, Question, read_rows, write_pr
 from cloud.tasks import custom_task
 from cloud.teachers import Calls
 from protos.artifacts import Artifact, open_artifact, read_json
-from protos.errors import InputError
+from protos.errors import InputError, TeacherError
 from tests.cloud.evaluation.conftest import arms, headlines, lamp_files
 
 SOUND = [
@@ -264,6 +265,40 @@ def test_a_user_for_whom_nothing_passes_counts_with_what_they_would_get(
     assert "Nothing that the teacher wrote passed for 1 of them (ann)" in markdown(made)
 
 
+def test_a_user_whose_every_request_is_refused_counts_with_the_real_items_and_is_named(
+    tmp_path: Path, chat, means, imported
+) -> None:
+    """The error is left for a teacher of which nothing can be read for anybody."""
+    policy = {"error": {"code": "content_filter", "message": "no"}}
+    refused = ["of ann"]
+    chat.say = lambda message, number: (
+        (400, policy) if any(user in message for user in refused) else teach(message, number)
+    )
+    users = {"ann": headlines("ann", 2), "bob": headlines("bob")}
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", users))
+    every = arms("base,real,real-repeated,mixed,mixed-unfiltered,synthetic", ratios="1")
+    made = evaluate(people, means(chat.spec), tmp_path / "out", every)
+    ann, bob = results(made)["users"]
+    assert ann["fell_back"] == ["mixed", "mixed-unfiltered", "ratio-1", "synthetic"]
+    assert (ann["unreadable"], bob["unreadable"]) == (True, False)
+    assert ann["rows"]["mixed"] == ann["rows"]["real-repeated"] == ann["rows"]["real"] == 1
+    assert (ann["rows"]["synthetic"], bob["rows"]["synthetic"]) == (0, 3)
+    page = markdown(made)
+    assert "Nothing that the teacher wrote passed for 1 of them (ann)" in page
+    assert "Not one of the teacher's items could be read for 1 users (ann): refused, or" in page
+
+    calls = len(chat.bodies)
+    fewer = evaluate(people, means(chat.spec), tmp_path / "out", arms("base,real,mixed"))
+    assert results(fewer)["users"][0]["unreadable"]
+    assert len(chat.bodies) == calls, "refusals are kept, too"
+    alone = evaluate(people, means(chat.spec), tmp_path / "out", arms("base,real-repeated"))
+    assert "could be read for 1 users (ann)" in markdown(alone)
+
+    refused.append("of bob")
+    with pytest.raises(TeacherError, match=r"2 of 2 users, the first: .*ann.*not one of 3 answers"):
+        evaluate(people, means(chat.spec), tmp_path / "none", arms("base,real,mixed"))
+
+
 def test_what_was_made_is_told_and_not_what_was_asked_for(
     tmp_path: Path, chat, means, imported
 ) -> None:
@@ -338,6 +373,29 @@ def test_costs_hold_what_teachers_read_and_wrote_and_their_price(
     assert "| 100 tokens | 20 tokens | 0.0002 |" in page
     free = evaluate(people, means(chat.spec), tmp_path / "free", arms("base,mixed"))
     assert "teacher's price" not in markdown(free)
+
+
+def test_the_phones_runtime_is_timed_on_the_first_users_questions_and_the_page_says_so(
+    tmp_path: Path, means, imported
+) -> None:
+    timed: list[tuple[bool, list[str]]] = []
+
+    def device(adapter: Artifact | None, queries: Sequence[str], room: int) -> float:
+        timed.append((adapter is not None, list(queries)))
+        return 7.0 if adapter else 5.0
+
+    people = imported(lamp_files(tmp_path / "lamp", "LaMP_4", many("ann", "bob")))
+    made = evaluate(people, means(device=device), tmp_path / "out", arms("base,real"))
+    anns = [query for query, _ in headlines("ann")[1]]
+    assert timed == [(False, anns), (True, anns)]
+    costs = made.manifest.measured["costs"]
+    assert (costs["base"]["device_ms"], costs["real"]["device_ms"]) == (5.0, 7.0)
+    page = markdown(made)
+    assert "| phone's runtime |" in page
+    said = "The phone's runtime was timed on the questions of the first user alone (ann)."
+    assert said in page
+    untimed = evaluate(people, means(), tmp_path / "out", arms("base,real"))
+    assert "phone's runtime" not in markdown(untimed)
 
 
 def test_prices_that_are_named_later_are_shown_and_nothing_is_paid_for_again(

@@ -52,6 +52,9 @@ def test_every_lamp_task_has_a_form_and_others_one_with_their_own_word(tokenizer
     own = replace(custom_task("mails", "generation", "{input}", ()), output_name="Subject")
     made = with_items(own, "Q", [FIRST], tokenizer, 1000)
     assert made == '"Fire" is the subject for "old mill burned". Q'
+    formed = replace(own, item_form="{input}: {output}", items_end="! ")
+    made = with_items(formed, "Q", [FIRST, SECOND], tokenizer, 1000)
+    assert made == "old mill burned: Fire, and snow fell: Snow! Q"
 
 
 def test_without_the_extra_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
