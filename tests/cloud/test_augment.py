@@ -208,6 +208,7 @@ ECHO = line("Today the castle at the lake burned down with all its towers.", "Ca
         ("I cannot help with that.", "unparsed"),
         ("", "unparsed"),
         ("{" * 3000, "unparsed"),
+        (f'{{"input": "The lake froze over on Monday night.", "output": {"9" * 5000}}}', "unparsed"),
         (line("x", "y"), "length"),
         (line("The zoo opened with 0 guests and some music.", "the zoo again"), "near-duplicate"),
         (line(*PAIRS[0]) + "\n" + line(*PAIRS[0]), "duplicate"),
