@@ -220,6 +220,7 @@ def augment_command(
     print_result(made, started, as_json, more)
     if not as_json:
         click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
+        click.echo(_unread(made) if explain else "", nl=False)
 
 
 class Teachers(NamedTuple):
@@ -250,6 +251,16 @@ def _removed(reason: str, rows: list[dict[str, Any]]) -> str:
         parts = row["pair"] or [row["text"]]
         lines += [f"    {' → '.join(_short(part) for part in parts)}\n"]
     return "".join(lines)
+
+
+def _unread(dataset: Artifact) -> str:
+    """How many votes and marks could not be read, for people."""
+    counts = {kind: dataset.manifest.measured.get(kind, {}) for kind in ("votes", "marks")}
+    return "".join(
+        f"{kind} that could not be read: {count['unread']} of {count['asked']}\n"
+        for kind, count in counts.items()
+        if count.get("unread")
+    )
 
 
 def _short(text: str, most: int = 100) -> str:
