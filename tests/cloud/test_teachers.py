@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -347,11 +347,25 @@ def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(c
     assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
     with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
         list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
-    for kind in ("output", "answer"):
-        asked = [Ask(kind, SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
+    longer = Item("4", "word " * 6000, "3")
+    for kind, shots in product(("output", "answer", "vote", "judge"), (SHOTS, (longer,))):
+        asked = [Ask(kind, shots, text=RATING.query(long.input), output="3"),
+                 Ask(kind, SHOTS, text=RATING.query("Fine."), output="3")]  # fmt: skip
         found = dict(teacher.write(RATING, asked, Sampling()))
         assert found[0] == Reply(""), "what does not fit is not answered, and others are"
         assert found[1].completion_tokens
+
+
+def test_room_for_an_output_does_not_take_that_of_long_inputs(chatty_base: Path) -> None:
+    """Three inputs of a quarter of the context are shown, since only outputs are written."""
+    teacher = open_teacher(f"hf:{chatty_base}", threads=1)
+    word = len(teacher._words(["word " * 100])["input_ids"][0]) / 100
+    text = "word " * int(teacher.base.max_positions / 4 / word)
+    shots = tuple(Item(str(number), text, "A short title") for number in range(3))
+    for kind in ("output", "answer"):
+        ask = Ask(kind, shots, text="Fine.")
+        ((_, reply),) = teacher.write(HEADLINE, [ask], GREEDY)
+        assert reply.prompt_tokens == len(teacher._ids(HEADLINE, ask))
 
 
 @pytest.mark.parametrize(
