@@ -189,6 +189,7 @@ def augment(
                 votes=_counted(found.votes), marks=_counted(found.marks),
                 not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
                 spent=_accounts(answers, [teacher, judge], calls or Calls()), warning=warning,
+                without={name: dict(each) for name, each in answers.without.items() if each},
             )  # fmt: skip
     return open_artifact(out, "Dataset")
 

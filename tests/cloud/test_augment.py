@@ -183,6 +183,25 @@ def test_an_http_teacher_is_asked_with_the_items_and_read_strictly(
     }  # fmt: skip
 
 
+def test_it_is_said_once_what_a_server_did_not_take(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    refused = {"error": {"message": "Unsupported parameter: 'seed'", "param": "seed"}}
+    chat.say = lambda message, number: (
+        (400, refused) if "seed" in chat.bodies[number] else f"{NEWS[0]}\n{NEWS[1]}"
+    )
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--per-real", "0.7", "--pool", "1", "--max-answer-tokens", "900",
+    ]  # fmt: skip
+    run = CliRunner().invoke(augment_command, arguments, catch_exceptions=False)
+    assert [body["max_tokens"] for body in chat.bodies] == [900, 900]
+    measured = open_artifact(tmp_path / "d", "Dataset").manifest.measured
+    assert measured["without"] == {chat.spec: {"seed": 1}}
+    said = f"Warning: {chat.spec} does not take every parameter; without seed (1 answers)\n"
+    assert run.stderr.count(said) == 1
+
+
 def test_prices_that_are_named_later_are_shown_of_what_is_there(
     tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
