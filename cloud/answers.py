@@ -7,7 +7,7 @@ nothing else: a run with other options finds what it has in common with those be
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +39,8 @@ class Spent:
 class Answers:
     """The replies in one folder: a file for each that has just come, and one for each full round.
 
-    A file appears whole or not at all, so it can be copied at any moment.
+    A file appears whole or not at all, so it can be copied at any moment. spent, without: by
+    teacher, what it cost, and how many replies came without a parameter that it does not take.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,6 +50,7 @@ class Answers:
             rows: dict[str, dict[str, Any]] = read_json(path)
             self._known |= {key: Reply(**row) for key, row in rows.items()}
         self.spent: defaultdict[str, Spent] = defaultdict(Spent)
+        self.without: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def of(
         self, teacher: Teacher, task: Task, asks: Sequence[Ask], sampling: Sampling
@@ -72,6 +74,7 @@ class Answers:
             path.unlink()
         for key in wanted:
             self.spent[teacher.name].add(self._known[key])
+            self.without[teacher.name].update(filter(None, self._known[key].without.split(",")))
         return [self._known[key] for key in keys]
 
     def _store(self, name: str, replies: dict[str, Reply]) -> Path:

@@ -154,8 +154,8 @@ def augment(
 
     Raises:
         InputError: the user did not consent to a third-party teacher, or no item can be shown.
-        TeacherError: the teacher failed.
-        UnreadableError: it answered, but not one of its replies could be read.
+        TeacherError: a teacher failed.
+        UnreadableError: one answered, but not one of its items, votes or marks could be read.
     """
     parents = {"profile": profile.id, "teacher": teacher.digest}
     resolved = {**asdict(config), "teacher": teacher.name, "task": profile.config["task"]}
@@ -179,7 +179,8 @@ def augment(
             progress(f"{len(found.passed)} passed, {len(found.rejected)} rejected", done)
         kept = found.best(wanted)
         counts = Counter(each.reason for each in found.rejected)
-        warning = "" if kept or not sum(wanted.values()) else _in_vain(profile, teacher, counts)
+        in_vain = not kept and sum(wanted.values())
+        warning = _in_vain(profile, teacher, judge, found, counts) if in_vain else ""
         progress(warning or f"{len(kept)} taken", 1.0)
         with create(out, "Dataset", parents, resolved) as draft:
             repeats = config.repeats(len(train), len(kept))
@@ -192,17 +193,22 @@ def augment(
                 real=len(train), repeats=repeats, valid=len(valid), wanted=sum(wanted.values()),
                 synthetic=len(kept), asked=len(kept) + len(found.rejected),
                 rejected={name: counts[name] for name in FILTERS},
+                votes=_counted(found.votes), marks=_counted(found.marks),
                 not_shown=found.not_shown, scrubbed=scrubber.count if scrubber else None,
                 spent=_accounts(answers, [teacher, judge], calls or Calls()), warning=warning,
+                without={name: dict(each) for name, each in answers.without.items() if each},
             )  # fmt: skip
     return open_artifact(out, "Dataset")
 
 
-def _in_vain(profile: Artifact, teacher: Teacher, counts: Counter[str]) -> str:
-    """What is to be said of a teacher of whose items none was taken.
+def _in_vain(
+    profile: Artifact, teacher: Teacher, judge: Teacher | None, found: Candidates,
+    counts: Counter[str],
+) -> str:  # fmt: skip
+    """What is to be said of a teacher of whose items none was taken, and of who rejected them.
 
     Raises:
-        UnreadableError: none of them could even be read: the fault is the teacher's.
+        UnreadableError: not one item, vote or mark could even be read: a teacher's fault.
     """
     if set(counts) == {"unparsed"}:
         raise UnreadableError(
@@ -210,11 +216,42 @@ def _in_vain(profile: Artifact, teacher: Teacher, counts: Counter[str]) -> str:
             "was of the form that it was asked for; choose another teacher, or --per-real 0 for "
             "the real items alone"
         )
-    reasons = ", ".join(f"{name} {counts[name]}" for name in FILTERS if counts[name])
-    return (
-        f"nothing that {teacher.name} wrote passed the filters ({reasons}): the Dataset holds the "
-        "real items alone"
+    unread = [
+        _unread(profile, asked, kind, tally)
+        for asked, kind, tally in (
+            (teacher, "vote", found.votes), (judge or teacher, "mark", found.marks)
+        )
+        if tally.unread
+    ]  # fmt: skip
+    reasons = ", ".join(
+        f"{name} {counts[name]}" + (f" by {judge.name}" if judge and name == "judge" else "")
+        for name in FILTERS
+        if counts[name]
     )
+    return (
+        f"nothing that {teacher.name} wrote passed the filters ({'; '.join([reasons, *unread])}): "
+        "the Dataset holds the real items alone"
+    )
+
+
+def _unread(profile: Artifact, asked: Teacher, kind: str, tally: votes.Tally) -> str:
+    """How many votes or marks could not be read.
+
+    Raises:
+        UnreadableError: none could.
+    """
+    if tally.is_in_vain:
+        option = {"vote": "--votes 0", "mark": "no --judge"}[kind]
+        raise UnreadableError(
+            f"{profile.path}: {asked.name} was asked for {tally.asked} {kind}s, but not one could "
+            f"be read (such as {tally.example[:60]!r}): expected nothing but the {kind}; choose "
+            f"another teacher for it, or {option}"
+        )
+    return f"{tally.unread} of {tally.asked} {kind}s of {asked.name} could not be read"
+
+
+def _counted(tally: votes.Tally) -> dict[str, int]:
+    return {"asked": tally.asked, "unread": tally.unread}
 
 
 def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:

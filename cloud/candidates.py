@@ -56,7 +56,8 @@ class Rejected:
 class Candidates:
     """The candidates of one run. passed, rejected: so far, in the order in which they came.
 
-    not_shown: items that are too long to be shown to the teacher.
+    not_shown: items that are too long to be shown to the teacher. votes, marks: how many of them
+    could not be read.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Candidates:
         self.passed: list[Candidate] = []
         self.rejected: list[Rejected] = []
         self.not_shown = 0
+        self.votes, self.marks = votes.Tally(), votes.Tally()
         self._task, self._train, self._config = task, train, config
         self._filters, self._answers = filters, answers
         self._teacher, self._judge = teacher, judge
@@ -181,7 +183,7 @@ class Candidates:
             return [self._scored(c, "style", self._filters.closeness(c.pair)) for c in fresh]
         shares = votes.agreement(
             self._task, [each.pair for each in fresh], self._hands, self._teacher, self._answers,
-            self._sampling, self._config.seed,
+            self._sampling, self._config.seed, self.votes,
         )  # fmt: skip
         scored = [self._scored(c, "votes", share) for c, share in zip(fresh, shares, strict=True)]
         return [
@@ -194,7 +196,7 @@ class Candidates:
             return fresh
         marks = votes.marks(
             self._task, [each.pair for each in fresh], self._hands[0], self._judge, self._answers,
-            self._sampling, self._config.seed,
+            self._sampling, self._config.seed, self.marks,
         )  # fmt: skip
         scored = [
             replace(self._scored(c, "judge", mark), quality=c.quality * mark / _BEST_MARK)

@@ -107,6 +107,9 @@ augment_options = options(
     _number("concurrency", Calls, "Calls of an openai: teacher at the same time."),
     _number("timeout_s", Calls, "Seconds that one call may take."),
     _number("retries", Calls, "Tries again of a call that failed for a passing reason."),
+    _number("max_answer_tokens", Calls,
+            "Tokens of one answer at most, reasoning included; 0: 4,096 and as many as the items "
+            "asked for may have characters."),
     _number("requests_per_minute", Calls, "Calls a minute at most; 0: no limit."),
     _number("tokens_per_minute", Calls, "Tokens a minute at most; 0: no limit."),
     _number("price_in", Calls, "Price of a million tokens sent, for the accounts."),
@@ -220,6 +223,7 @@ def augment_command(
     print_result(made, started, as_json, more)
     if not as_json:
         click.echo("".join(_removed(*each) for each in removed.items()), nl=False)
+        click.echo(_unread(made) if explain else "", nl=False)
 
 
 class Teachers(NamedTuple):
@@ -250,6 +254,16 @@ def _removed(reason: str, rows: list[dict[str, Any]]) -> str:
         parts = row["pair"] or [row["text"]]
         lines += [f"    {' → '.join(_short(part) for part in parts)}\n"]
     return "".join(lines)
+
+
+def _unread(dataset: Artifact) -> str:
+    """How many votes and marks could not be read, for people."""
+    counts = {kind: dataset.manifest.measured.get(kind, {}) for kind in ("votes", "marks")}
+    return "".join(
+        f"{kind} that could not be read: {count['unread']} of {count['asked']}\n"
+        for kind, count in counts.items()
+        if count.get("unread")
+    )
 
 
 def _short(text: str, most: int = 100) -> str:
@@ -487,6 +501,9 @@ def warn(dataset: Artifact) -> None:
     """Say on standard error what somebody should know about a Dataset that was made."""
     if warning := dataset.manifest.measured.get("warning"):
         click.echo(f"Warning: {warning}", err=True)
+    for teacher, counts in dataset.manifest.measured.get("without", {}).items():
+        said = ", ".join(f"{name} ({count} answers)" for name, count in counts.items())
+        click.echo(f"Warning: {teacher} does not take every parameter; without {said}", err=True)
 
 
 def print_result(

@@ -65,7 +65,8 @@ def _moment(text: str) -> datetime:
         pass
     try:
         return parsedate_to_datetime(text)
-    except (ValueError, TypeError, IndexError) as error:  # which one is up to Python's version
+    # which one is up to Python's version
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise ValueError(str(error)) from None
 
 

@@ -8,6 +8,7 @@ needs a teacher's opinion is in `cloud/votes.py`, the choice among what passed i
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,7 +77,9 @@ class Filters:
         self._outputs |= self._own
         self._habits = {output for output, count in given.items() if count > 1}
         # What the user has said before is no secret, and a beginning stands in its output.
-        outputs = [text for text in self.held_out_outputs if free and _flat(text) not in given]
+        titles = [title for text in self.held_out_inputs for title in _quoted(self.task, text)]
+        held_out = [*self.held_out_outputs, *titles]
+        outputs = [text for text in held_out if free and _flat(text) not in given]
         inputs = [words(text) for text in self.held_out_inputs]
         begun = [words(text) for text in self.held_out_outputs if self.task.is_beginning]
         self._held_inputs = [w for w in inputs if not any(w == o[: len(w)] for o in begun)]
@@ -189,12 +192,22 @@ class Filters:
 def _near(text: Words, held: Words, least: float = NEAR_DUPLICATE) -> bool:
     """Whether a text is close to a held-out one of a few words or more.
 
-    In a short one a word that differs may be all that it says: there, words may only be added or
-    left out.
+    In a short one a word that differs may be all that it says: there, words may only be added,
+    left out or moved.
     """
     if len(held) >= _MIN_NEAR_WORDS:
         return any_close(text, [held], least)
-    return len(held) >= _MIN_LEAK_WORDS and any_close(text, [held]) and is_padded(text, held)
+    is_same = is_padded(text, held) or sorted(text) == sorted(held)
+    return len(held) >= _MIN_LEAK_WORDS and is_same and any_close(text, [held])
+
+
+def _quoted(task: Task, question: str) -> list[str]:
+    """The titles that a held-out question of LaMP_1 quotes: the author's own, the references."""
+    if not task.question_labels:
+        return []
+    ends = "|".join(re.escape(f"{label}:") for label in task.question_labels)
+    found = [re.search(r'"(.*)"', part, re.DOTALL) for part in re.split(ends, question)]
+    return [match[1] for match in found if match]
 
 
 def _holds(whole: Words, part: Words) -> bool:

@@ -45,6 +45,7 @@ class Scrubber:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._find = _finder()
+        self._own_names = {name for text in texts for name in _names(text)}
         self._placeholders: dict[str, str] = {}
         self._values: dict[str, str] = {}
         found = {text: self._found_replaced(text) for text in texts}
@@ -62,7 +63,12 @@ class Scrubber:
         return _PLACEHOLDER.sub(lambda found: self._values.get(found[0], found[0]), text)
 
     def is_foreign(self, text: str) -> bool:
-        """Whether a restored text holds personal data, or a placeholder, that is not the user's."""
+        """Whether a restored text holds personal data, or a placeholder, that is not the user's.
+
+        Also one that was mangled, such as `[EMAIL_ADDRESS_1]` or `<EMAIL_ADDRESS>`.
+        """
+        if _names(text) - self._own_names:
+            return True
         found = ((text[start:stop], kind) for start, stop, kind in self._find(text))
         return any(
             value not in self._placeholders
@@ -155,6 +161,52 @@ def _is_nobodys(number: str) -> bool:
     return all(_WORDS.fullmatch(word) for word in words if word)
 
 
+def _names(text: str) -> set[str]:
+    """What looks like the name of a placeholder, with whatever brackets and escapes."""
+    return {found[0].replace("\\", "") for found in _mangled().finditer(text)}
+
+
+@cache
+def _mangled() -> re.Pattern[str]:
+    """Names of placeholders. A kind that is a word, such as URL, needs a number or brackets."""
+    kinds = sorted({kind for each in _recognizers() for kind in each.supported_entities})
+    names = "|".join(kind.replace("_", r"\\?_") for kind in kinds)
+    compound = "|".join(kind.replace("_", r"\\?_") for kind in kinds if "_" in kind)
+    return re.compile(
+        rf"(?<![A-Za-z0-9])(?:{names})\\?_\d+(?![A-Za-z0-9])"
+        rf"|(?<![A-Za-z0-9_])(?:{compound})(?!\\?_|[A-Za-z0-9])"
+        rf"|(?<=<)(?:{names})(?=\\?>)|(?<=\[)(?:{names})(?=\\?\])|(?<=&lt;)(?:{names})(?=&gt;)"
+    )
+
+
+@cache
+def _recognizers() -> list[Any]:
+    """Presidio's pattern recognizers that are used, and our own.
+
+    Raises:
+        InputError: the extra `privacy` is not installed.
+    """
+    try:
+        from presidio_analyzer import Pattern, PatternRecognizer
+        from presidio_analyzer import predefined_recognizers as known
+    except ImportError:
+        raise _not_installed() from None
+    return [
+        known.EmailRecognizer(), known.PhoneRecognizer(), known.CreditCardRecognizer(),
+        known.IbanRecognizer(), known.IpRecognizer(), known.UrlRecognizer(),
+        known.UsSsnRecognizer(), known.CryptoRecognizer(),
+        PatternRecognizer("PHONE_NUMBER", patterns=[Pattern("long number", _LONG_NUMBER, 0.4)]),
+        PatternRecognizer("PLACEHOLDER", patterns=[Pattern("ours", _PLACEHOLDER.pattern, 1.0)]),
+    ]  # fmt: skip
+
+
+def _not_installed() -> InputError:
+    return InputError(
+        "personal data is taken out of what a remote teacher is sent, which needs "
+        "pip install 'pocketune[privacy]'; --scrub off sends the items as they are"
+    )
+
+
 @cache
 def _finder() -> Callable[[str], Found]:
     """Presidio's pattern recognizers on a blank spaCy pipeline: no model, no network.
@@ -166,26 +218,15 @@ def _finder() -> Callable[[str], Found]:
         import spacy
         import tldextract
         import tldextract.tldextract as domains
-        from presidio_analyzer import AnalyzerEngine, Pattern, PatternRecognizer, RecognizerRegistry
-        from presidio_analyzer import predefined_recognizers as known
+        from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
         from presidio_analyzer.nlp_engine import SpacyNlpEngine
     except ImportError:
-        raise InputError(
-            "personal data is taken out of what a remote teacher is sent, which needs "
-            "pip install 'pocketune[privacy]'; --scrub off sends the items as they are"
-        ) from None
+        raise _not_installed() from None
     # It would fetch the list of top-level domains; the package has one.
     domains.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=())
     engine = SpacyNlpEngine(models=[{"lang_code": "en", "model_name": "blank"}])
     engine.nlp = {"en": spacy.blank("en")}
-    recognizers: list[Any] = [
-        known.EmailRecognizer(), known.PhoneRecognizer(), known.CreditCardRecognizer(),
-        known.IbanRecognizer(), known.IpRecognizer(), known.UrlRecognizer(),
-        known.UsSsnRecognizer(), known.CryptoRecognizer(),
-        PatternRecognizer("PHONE_NUMBER", patterns=[Pattern("long number", _LONG_NUMBER, 0.4)]),
-        PatternRecognizer("PLACEHOLDER", patterns=[Pattern("ours", _PLACEHOLDER.pattern, 1.0)]),
-    ]  # fmt: skip
-    registry = RecognizerRegistry(recognizers=recognizers, supported_languages=["en"])
+    registry = RecognizerRegistry(recognizers=_recognizers(), supported_languages=["en"])
     analyzer = AnalyzerEngine(
         registry=registry, nlp_engine=engine, supported_languages=["en"],
         default_score_threshold=0.4,

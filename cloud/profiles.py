@@ -21,6 +21,7 @@ from protos.artifacts import Artifact, create, finished, open_artifact
 from protos.errors import InputError
 
 MAX_ITEM_CHARS = 100_000
+MAX_RETENTION_DAYS = 36_500
 MIN_ITEMS = 2
 """One item to learn from and one to check by."""
 ITEMS_FILE = "items.jsonl"
@@ -57,14 +58,21 @@ class Question:
 class Consent:
     """What the user agreed to.
 
-    third_party: items may be sent to a teacher that others operate. contributes: items may also
-    train the task's adapter, which other users get (`cloud/task_adapter.py`).
+    retention_days: for how long; 0 is without end. third_party: items may be sent to a teacher that
+    others operate. contributes: items may also train the task's adapter, which other users get
+    (`cloud/task_adapter.py`).
     """
 
     purpose: str = "personalization"
     retention_days: int = 365
     third_party: bool = False
     contributes: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retention_days <= MAX_RETENTION_DAYS:
+            raise InputError(
+                f"retention_days is {self.retention_days}, expected 0 to {MAX_RETENTION_DAYS}"
+            )
 
 
 @dataclass(frozen=True)

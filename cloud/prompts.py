@@ -171,7 +171,7 @@ def read_chat(task: Task, ask: Ask, text: str) -> list[Pair | None]:
 def _parse_line(line: str, ask: Ask) -> Pair | None:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a ValueError also of a number of too many digits
         return None
     alone = {"paraphrase": {"input"}, "output": {"output"}}
     keys = alone.get(ask.kind, {"input", "output"})

@@ -8,6 +8,8 @@ Adding a task is adding a row here.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -132,7 +134,8 @@ def custom_task(name: str, kind: str, prompt: str, labels: tuple[str, ...]) -> T
     """A task of the caller's own, for items in plain JSONL.
 
     Raises:
-        InputError: `kind` is unknown, `prompt` lacks `{input}`, labels are missing or not wanted.
+        InputError: `kind` is unknown, `prompt` lacks `{input}`, labels are missing, not wanted,
+            twice the same, or no numbers where they have to be.
     """
     problems: list[str] = []
     if kind not in KINDS:
@@ -143,6 +146,8 @@ def custom_task(name: str, kind: str, prompt: str, labels: tuple[str, ...]) -> T
         problems.append("a classification task needs labels")
     if kind == "generation" and labels:
         problems.append("a generation task takes no labels")
+    if twice := [label for label, count in Counter(labels).items() if count > 1]:
+        problems.append(f"labels come more than once: {', '.join(twice)}")
     if kind == "rating" and not all(_is_number(label) for label in labels):
         problems.append(f"labels of a rating task must be numbers, found {', '.join(labels)}")
     if problems:
@@ -154,10 +159,9 @@ def custom_task(name: str, kind: str, prompt: str, labels: tuple[str, ...]) -> T
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 _ROWS = (

@@ -20,7 +20,7 @@ from google.api import field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from cloud.profiles import MAX_ITEM_CHARS
+from cloud.profiles import MAX_ITEM_CHARS, MAX_RETENTION_DAYS
 from cloud.randomness import MOST_SEED
 from cloud.service.errors import InvalidFields, Violation
 from cloud.service.names import DIGEST, ID, TASK, UUID, regex
@@ -59,7 +59,7 @@ RULES: dict[str, Rule] = {
     "CreateBaseRequest.base_id": Rule(pattern=ID),
     "CreateProfileRequest.profile_id": Rule(pattern=TASK),
     "Consent.purpose": Rule(max_chars=200),
-    "Consent.retention_days": Rule(most=36_500),
+    "Consent.retention_days": Rule(most=MAX_RETENTION_DAYS),
     "Profile.prompt": Rule(max_chars=10_000),
     "Profile.labels": Rule(max_chars=200),
     "Profile.language": Rule(pattern=_LANGUAGE),

@@ -36,26 +36,29 @@ class Reply:
     """One answer as the teacher wrote it.
 
     Tokens: None where a server does not count them. cut: it was not at its end when the room for it
-    was.
+    was. without: parameters, separated by commas, that the server refused and was not sent.
     """
 
     text: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cut: bool = False
+    without: str = ""
 
 
 @dataclass(frozen=True)
 class Calls:
-    """How a remote teacher is called. None of it changes what a dataset holds.
+    """How a remote teacher is called. Only max_answer_tokens can change what a dataset holds.
 
-    requests_per_minute, tokens_per_minute: 0 is no limit. price_in, price_out: of a million tokens,
-    in any currency.
+    max_answer_tokens: of one answer, reasoning included; 0: 4,096 to reason and as many as the
+    items asked for may have characters. requests_per_minute, tokens_per_minute: 0 is no limit.
+    price_in, price_out: of a million tokens, in any currency.
     """
 
     concurrency: int = 8
     timeout_s: float = 120.0
     retries: int = 5
+    max_answer_tokens: int = 0
     requests_per_minute: float = 0.0
     tokens_per_minute: float = 0.0
     price_in: float = 0.0
@@ -66,7 +69,7 @@ class Calls:
             f"{name} is {getattr(self, name)}, expected {least} or more"
             for name, least in (
                 ("concurrency", 1), ("timeout_s", 0.001), ("retries", 0),
-                ("requests_per_minute", 0), ("tokens_per_minute", 0),
+                ("max_answer_tokens", 0), ("requests_per_minute", 0), ("tokens_per_minute", 0),
                 ("price_in", 0), ("price_out", 0),
             )
             if not getattr(self, name) >= least

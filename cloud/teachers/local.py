@@ -7,6 +7,7 @@ asks for the rest only.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,10 @@ if TYPE_CHECKING:
 _BATCH = 32
 _ITEMS_PER_CHAT = 5
 _LABEL_ROOM = 8
+_OPINIONS = ("vote", "judge")
+_OUTPUTS = ("output", "answer")
+_SLACK = 2
+"""How many times longer than the longest output shown another may be; the filters' slack."""
 _STOP = "\n\n"
 """What ends a block of a continuation."""
 
@@ -91,28 +96,40 @@ class HuggingFaceTeacher:
         return self._tokenizer
 
     def _room(self, task: Task, ask: Ask) -> int:
-        """Tokens to write in: items half as long again as the longest shown, or one label."""
-        if ask.kind in ("vote", "judge"):
+        """Tokens to write in: one label, one output, or items half as long again as the longest."""
+        if ask.kind in _OPINIONS:
             labels = [f" {label}" for label in task.labels] or [" 5"]
-            return max(len(ids) for ids in self._words(labels)["input_ids"]) + _LABEL_ROOM
+            return max(self._lengths(labels)) + _LABEL_ROOM
+        if ask.kind in _OUTPUTS:
+            outputs = [
+                json.dumps({"output": shot.output}, ensure_ascii=False) for shot in ask.shots
+            ]
+            return self._longest(outputs) * _SLACK + _LABEL_ROOM
         blocks = [task.shot(shot.input, shot.output) for shot in ask.shots]
-        lengths = [len(ids) for ids in self._words(blocks)["input_ids"]]
+        return ask.count * (self._longest(blocks) * 3 // 2 + 8)
+
+    def _longest(self, texts: Sequence[str]) -> int:
+        """Tokens of the longest text that takes no more than a third of the context."""
+        lengths = self._lengths(texts)
         short = [length for length in lengths if length * 3 <= self.base.max_positions]
-        return ask.count * (max(short or lengths) * 3 // 2 + 8)
+        return max(short or lengths)
+
+    def _lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._words(list(texts))["input_ids"]]
 
     def _fit(self, task: Task, ask: Ask, room: int) -> list[int]:
         """The prompt's ids with as many of the shots, the last ones, as leave `room` to write.
 
-        None at all where the text to be answered is itself too long: nothing can be left out of it.
+        None at all where nothing fits and a text is to be answered: it cannot be made shorter.
         """
         tails = [ask.shots[first:] for first in range(len(ask.shots))]
         for shots in [*tails, *((shot,) for shot in ask.shots[:-1])]:
             ids = self._ids(task, replace(ask, shots=shots))
             if len(ids) + room <= self.base.max_positions:
                 return ids
-        longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
-        if ask.kind in ("output", "answer") and len(ask.text) == longest:
+        if ask.kind in (*_OPINIONS, *_OUTPUTS):
             return []
+        longest = max(len(text) for text in (ask.text, *(shot.input for shot in ask.shots)))
         raise InputError(
             f"an item of {longest:,} characters does not fit the teacher's context of "
             f"{self.base.max_positions} tokens; take a teacher with a longer context, or a lower "

@@ -3,7 +3,8 @@
 In: requests. Out: replies as they arrive, from as many calls at once as allowed, at the pace that
 is allowed. The client library retries what may pass (time-outs, 408, 409, 429, 5xx) with back-off.
 What concerns one request only, a refusal or an answer without end, is a reply without words; what
-concerns all of them ends the run.
+concerns all of them ends the run. A parameter that the server does not take is left out from then
+on.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlparse
 
@@ -33,6 +34,16 @@ _POLICY = re.compile(
     r"content[\s_-]*(filter|policy|management)|moderation|(input|prompt|request) was flagged", re.I
 )
 """How servers say that they will not answer this very request."""
+_REASONING = 4096
+_MOST, _MOST_NEW = "max_tokens", "max_completion_tokens"
+_OPTIONAL = (_MOST, _MOST_NEW, "seed", "top_p", "temperature")
+"""Parameters that an answer can do without; of several that a server names the first goes."""
+_UNSUPPORTED = re.compile(
+    r"(un|not |n't )(support|recogni|permit|allow)|unknown|unexpected|\bextra\b|deprecated"
+    r"|only the default|cannot both|too large|in the completion",
+    re.I,
+)
+"""How servers say that a parameter is none of theirs, or that a bound has no room."""
 
 
 @dataclass
@@ -49,6 +60,8 @@ class OpenAITeacher:
     def __post_init__(self) -> None:
         self._pace = Pace(self.calls)
         self._answered = float("-inf")
+        self._most = _MOST
+        self._refused: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -56,7 +69,8 @@ class OpenAITeacher:
 
     @property
     def digest(self) -> str:
-        return digest_json([self.base_url, self.model])
+        bound = self.calls.max_answer_tokens
+        return digest_json([self.base_url, self.model, *([bound] if bound else [])])
 
     @property
     def third_party(self) -> bool:
@@ -108,13 +122,10 @@ class OpenAITeacher:
         import openai
 
         started = time.monotonic()
+        sent = self._parameters(ask, sampling)
         try:
             answer = client.chat.completions.create(
-                model=self.model,
-                messages=self.prompt(task, ask),
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seed=ask.seed,
+                model=self.model, messages=self.prompt(task, ask), **sent
             )
         except openai.APITimeoutError:
             # a server that has answered others meanwhile is there; this answer has no end
@@ -123,13 +134,40 @@ class OpenAITeacher:
             reply = Reply("", cut=True)
         except openai.APIStatusError as error:
             if not _is_refusal(error.status_code, error.body):
+                if self._leaves_out(_unsupported(error, sent), error):
+                    return self._call(client, task, ask, sampling)
                 raise
             reply = Reply("")
         else:
-            reply = _reply(answer)
+            without = ",".join(name for name in _OPTIONAL if name in self._refused - {*sent})
+            reply = replace(_reply(answer), without=without)
         self._answered = time.monotonic()
         self._pace.spent((reply.prompt_tokens or 0) + (reply.completion_tokens or 0))
         return reply
+
+    def _parameters(self, ask: Ask, sampling: Sampling) -> dict[str, Any]:
+        """How an answer is drawn, and its end; without what the server has refused."""
+        longest = max((len(shot.input) + len(shot.output) for shot in ask.shots), default=0)
+        wanted = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": ask.seed,
+            self._most: self.calls.max_answer_tokens or _REASONING + ask.count * longest,
+        }
+        return {name: value for name, value in wanted.items() if name not in self._refused}
+
+    def _leaves_out(self, name: str | None, error: Any) -> bool:
+        """Whether a parameter is left out from now on; a bound may go by its newer name instead.
+
+        A bound that was asked for is not left out: without it an answer may cost anything.
+        """
+        if name == _MOST and _MOST_NEW in str(error.body):
+            self._most = _MOST_NEW
+        elif name is None or (name in (_MOST, _MOST_NEW) and self.calls.max_answer_tokens):
+            return False
+        else:
+            self._refused.add(name)
+        return True
 
 
 def _as_they_come(
@@ -174,6 +212,21 @@ def _as_they_come(
 def _is_refusal(status: int, body: object) -> bool:
     """Whether a server will not answer this very request for what is in it."""
     return status in _REFUSALS and bool(_POLICY.search(str(body)))
+
+
+def _unsupported(error: Any, sent: Mapping[str, Any]) -> str | None:
+    """Which of the parameters that were sent the server says it does not take."""
+    said = str(error.body)
+    if error.status_code not in (400, 422) or not _UNSUPPORTED.search(said):
+        return None
+    named = error.body.get("param") if isinstance(error.body, dict) else None
+    if named in sent and named in _OPTIONAL:
+        return str(named)
+    if "in the completion" in said:
+        return next((name for name in (_MOST, _MOST_NEW) if name in sent), None)
+    return next(
+        (name for name in _OPTIONAL if name in sent and re.search(rf"\b{name}\b", said)), None
+    )
 
 
 def _reply(answer: Any) -> Reply:

@@ -183,6 +183,25 @@ def test_an_http_teacher_is_asked_with_the_items_and_read_strictly(
     }  # fmt: skip
 
 
+def test_it_is_said_once_what_a_server_did_not_take(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    refused = {"error": {"message": "Unsupported parameter: 'seed'", "param": "seed"}}
+    chat.say = lambda message, number: (
+        (400, refused) if "seed" in chat.bodies[number] else f"{NEWS[0]}\n{NEWS[1]}"
+    )
+    arguments = [
+        "--profile", str(small_profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--scrub", "off", "--per-real", "0.7", "--pool", "1", "--max-answer-tokens", "900",
+    ]  # fmt: skip
+    run = CliRunner().invoke(augment_command, arguments, catch_exceptions=False)
+    assert [body["max_tokens"] for body in chat.bodies] == [900, 900]
+    measured = open_artifact(tmp_path / "d", "Dataset").manifest.measured
+    assert measured["without"] == {chat.spec: {"seed": 1}}
+    said = f"Warning: {chat.spec} does not take every parameter; without seed (1 answers)\n"
+    assert run.stderr.count(said) == 1
+
+
 def test_prices_that_are_named_later_are_shown_of_what_is_there(
     tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
@@ -208,6 +227,10 @@ ECHO = line("Today the castle at the lake burned down with all its towers.", "Ca
         ("I cannot help with that.", "unparsed"),
         ("", "unparsed"),
         ("{" * 3000, "unparsed"),
+        (
+            f'{{"input": "The lake froze over on Monday night.", "output": {"9" * 5000}}}',
+            "unparsed",
+        ),
         (line("x", "y"), "length"),
         (line("The zoo opened with 0 guests and some music.", "the zoo again"), "near-duplicate"),
         (line(*PAIRS[0]) + "\n" + line(*PAIRS[0]), "duplicate"),
@@ -457,6 +480,73 @@ def test_a_judges_mark_must_be_reached_and_counts_for_the_choice(
     assert (measured["rejected"]["judge"], measured["rejected"]["surplus"]) == (2, 1)
     assert dataset.config["judge"] == chat.spec
     assert {"profile", "teacher", "judge"} == set(dataset.manifest.parents)
+
+
+def test_a_judge_of_whom_no_mark_can_be_read_is_an_error_that_names_it(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    chat.say = lambda message, number: (
+        "Score: 4" if "how likely is it" in message else "\n".join(NEWS[:5])
+    )
+    judge = open_teacher(chat.spec.replace("#small", "#strict"), 1)
+    with pytest.raises(TeacherError, match=r"#strict was asked for \d+ marks, .*'Score: 4'"):
+        augment(
+            small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2), judge=judge
+        )
+    assert not (tmp_path / "d").exists()
+
+
+def test_a_teacher_of_whom_no_vote_can_be_read_is_an_error(tmp_path: Path, chat) -> None:
+    chat.say = lambda message, number: {"ham": "ham.", "spam": "spam."}.get(
+        sorter(message), sorter(message)
+    )
+    profile = profile_of(tmp_path / "p", MAILS, HAM)
+    with pytest.raises(TeacherError, match=r"#small was asked for \d+ votes, .*'ham.'"):
+        augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2))
+
+
+def test_votes_and_marks_that_cannot_be_read_are_counted_and_shown(tmp_path: Path, chat) -> None:
+    """Of three votes one says more than the label, and of six marks one more than the number."""
+    voted: Counter[str] = Counter()
+
+    def say(message: str, number: int) -> str:
+        if "how likely is it" in message:
+            return "Score: 4" if "loan" in message.split("person: ")[-1] else "4"
+        said = sorter(message)
+        subject = message.split("What is this person's output for ")[-1]
+        voted[subject] += 1
+        return f"{said}." if said in HAM.labels and voted[subject] == 1 else said
+
+    chat.say = say
+    profile = profile_of(tmp_path / "p", MAILS, HAM)
+    arguments = [
+        "--profile", str(profile.path), "--out", str(tmp_path / "d"), "--teacher", chat.spec,
+        "--judge", chat.spec, "--scrub", "off", "--tries", "2", "--pool", "1", "--explain",
+    ]  # fmt: skip
+    run = CliRunner().invoke(augment_command, arguments, catch_exceptions=False)
+    measured = open_artifact(tmp_path / "d", "Dataset").manifest.measured
+    assert measured["votes"] == {"asked": 18, "unread": 6}
+    assert measured["marks"] == {"asked": 5, "unread": 1}
+    assert measured["rejected"]["judge"] == 1
+    assert (
+        "votes that could not be read: 6 of 18\nmarks that could not be read: 1 of 5" in run.stdout
+    )
+
+
+def test_where_a_judge_rejects_everything_the_warning_names_it(
+    tmp_path: Path, chat, small_profile: Artifact
+) -> None:
+    marks = iter(["Score: 5", *["1"] * 100])
+    chat.say = lambda message, number: (
+        next(marks) if "how likely is it" in message else "\n".join(NEWS[:5])
+    )
+    judge = open_teacher(chat.spec.replace("#small", "#strict"), 1)
+    made = augment(
+        small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2), judge=judge
+    )
+    warning, asked = made.manifest.measured["warning"], made.manifest.measured["marks"]["asked"]
+    assert f"judge {made.manifest.measured['rejected']['judge']} by {judge.name}" in warning
+    assert f"1 of {asked} marks of {judge.name} could not be read" in warning
 
 
 def test_a_judge_that_cannot_judge_is_refused_before_anything_is_paid_for(

@@ -121,6 +121,35 @@ def test_labels_and_what_the_user_has_said_before_are_no_leaks() -> None:
     assert near.leaks((FRESH[0], f"New {REPORT} now"))
 
 
+CITED = (
+    '"Sparse nets for road maps", which reference is related? Just answer with [1] or [2] without '
+    'explanation. [1]: "Graphs for the "rapid" matching of many bird songs" '
+    '[2]: "Cautious parsing of contracts"'
+)
+
+
+@pytest.mark.parametrize(
+    ("title", "leaks"),
+    [
+        ("Graphs for the rapid matching of many bird songs", True),
+        ("For the rapid matching of many bird songs: graphs", True),
+        ("Graphs for the rapid matching of very many bird songs", True),
+        ("Cautious parsing of contracts", True),
+        ("Parsing of contracts, cautious", True),
+        ("Nets for road maps, sparse", True),
+        ("Cautious ranking of contracts", False),
+        ("Trees for the slow matching of some fish songs", False),
+        ("A map of the stars by night", False),
+    ],
+)
+def test_titles_that_held_out_questions_quote_are_held_apart(title: str, leaks: bool) -> None:
+    """A word moved or added makes no other title; one that differs does, in a short one."""
+    cited = Filters(TASKS["LaMP_1"], REAL, [CITED], ["[1]"])
+    assert cited.leaks((FRESH[0], title)) == leaks
+    own = [Item("1", REAL[0].input, title), REAL[1]]
+    assert not Filters(TASKS["LaMP_1"], own, [CITED], ["[1]"]).leaks((FRESH[0], title))
+
+
 def test_an_output_that_comes_again_is_a_duplicate_unless_it_is_kept_or_a_habit() -> None:
     assert filters().rejects((FRESH[0], "fire takes the  OLD mill")) == "duplicate"
     assert filters().rejects((FRESH[0], REAL[0].output), output_stays=True) is None

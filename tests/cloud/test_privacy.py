@@ -81,6 +81,27 @@ def test_personal_data_of_others_and_unknown_placeholders_are_foreign() -> None:
 
 
 @pytest.mark.parametrize(
+    "mangled",
+    [
+        "[EMAIL_ADDRESS_1]", "EMAIL_ADDRESS_1", "<EMAIL_ADDRESS>", "EMAIL_ADDRESS",
+        "&lt;EMAIL_ADDRESS_1&gt;", r"\<EMAIL\_ADDRESS\_1\>", "<PHONE_NUMBER _2>", "[URL_3]",
+        "<URL>", "[URL]", "&lt;URL&gt;", "新船<IBAN_CODE>的",
+    ],
+)  # fmt: skip
+def test_mangled_placeholders_are_foreign_unless_the_user_writes_so(mangled: str) -> None:
+    text = f"Write to {mangled} before the boat leaves."
+    assert Scrubber(TEXTS).is_foreign(Scrubber(TEXTS).restore(text))
+    assert not Scrubber([*TEXTS, f"Our form says {mangled} here."]).is_foreign(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["Paste the URL here.", "MY_EMAIL_ADDRESS_FIELD = 1", "email_address", "Crypto (URL)"]
+)
+def test_words_that_are_no_placeholders_are_not_foreign(text: str) -> None:
+    assert not Scrubber(TEXTS).is_foreign(text)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "Konto 12345678901234567890",

@@ -441,7 +441,9 @@ def test_dates_of_every_form_are_read_as_days_or_as_seconds_of_utc(value: Any, w
 @pytest.mark.parametrize(
     "value",
     ["June", "2020-13-01", "2020-02-30", "2020-01-31x", "2020-13", 7, -1, 1e20, "99999999", True,
-     ["2020"], "0001-01-01T00:00:00+05:00", 2020.5, "0000", "Mon Apr 99 22:19:45 PDT 2009"],
+     ["2020"], "0001-01-01T00:00:00+05:00", 2020.5, "0000", "Mon Apr 99 22:19:45 PDT 2009",
+     "Mon, 06 Apr 99999999999999999999 22:19:45 +0000",
+     "Mon, 06 Apr 2009 99999999999999999999:19:45 +0000"],
 )  # fmt: skip
 def test_what_is_no_date_is_not_guessed(value: Any) -> None:
     with pytest.raises(ValueError, match=r"\w"):
@@ -551,6 +553,13 @@ def test_questions_are_refused_where_there_are_some_already_or_no_file(tmp_path:
             import_profile(path, tmp_path / "p", **SORTED, questions=file)
 
 
+@pytest.mark.parametrize("days", [-1, 36_501, 3_000_000])
+def test_days_of_retention_that_no_calendar_has_are_refused(tmp_path: Path, days: int) -> None:
+    path = jsonl(tmp_path, *(ITEM % (day, day) for day in (1, 2)))
+    with pytest.raises(InputError, match=f"retention_days is {days}, expected 0 to 36500"):
+        import_profile(path, tmp_path / "p", **{**SORTED, "retention_days": days})
+
+
 def test_custom_tasks_are_checked_as_a_whole() -> None:
     with pytest.raises(InputError, match=r"kind is 'poem'.*does not contain \{input\}"):
         custom_task("x", "poem", "no place", ())
@@ -558,5 +567,10 @@ def test_custom_tasks_are_checked_as_a_whole() -> None:
         custom_task("x", "classification", "{input}", ())
     with pytest.raises(InputError, match="must be numbers"):
         custom_task("x", "rating", "{input}", ("good",))
+    for label in ("nan", "inf", "-Infinity"):
+        with pytest.raises(InputError, match=f"must be numbers, found 1, {label}"):
+            custom_task("x", "rating", "{input}", ("1", label))
+    with pytest.raises(InputError, match="labels come more than once: ham"):
+        custom_task("x", "classification", "{input}", ("ham", "spam", "ham"))
     for task in (*TASKS.values(), custom_task("x", "rating", "{input}", ())):
         assert task_from_config(task.to_config()) == task

@@ -91,6 +91,7 @@ def test_a_chat_answer_is_read_line_by_line_and_never_repaired() -> None:
         '[{"input": "a", "output": "b"}]', '{"input": "a", "output": true}',
         '{"input": "a", "output": "b", "why": "c"}', '{"input": " ", "output": "b"}',
         '{"input": "a\\ud800", "output": "b"}', "[" * 100_000, '{"input": ["a"], "output": "b"}',
+        f'{{"input": "a", "output": {"9" * 5000}}}',
     ):  # fmt: skip
         assert read_chat(HEADLINE, NEW, garbage) == [None]
     two = '{"input": "a", "output": 4}\n{"input": "b", "output": "5"}'

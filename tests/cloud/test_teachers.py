@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import islice, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,83 @@ def test_what_concerns_every_request_ends_the_run(chat, answer) -> None:
     chat.say = lambda message, number: answer
     with pytest.raises(TeacherError, match=answer[1]["error"]["message"]):
         replies(chat, calls=Calls(retries=0))
+
+
+def unsupported(name: str, text: str, code: str = "unsupported_parameter") -> tuple[int, Any]:
+    return 400, {"error": {"code": code, "message": text, "param": name, "type": "invalid"}}
+
+
+USE_NEW = "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+ONLY_DEFAULT = (
+    "'temperature' does not support 0.5 with this model. Only the default (1) is supported."
+)
+
+
+def reasoning(body: dict[str, Any]) -> Any:
+    """As servers of reasoning models answer: one complaint at a time."""
+    if "max_tokens" in body:
+        return unsupported("max_tokens", USE_NEW)
+    for name in ("temperature", "top_p"):
+        if name in body:
+            return unsupported(name, ONLY_DEFAULT.replace("temperature", name), "unsupported_value")
+    return "4"
+
+
+def test_a_parameter_that_a_server_does_not_take_is_left_out_and_counted(chat, tmp_path) -> None:
+    chat.say = lambda message, number: reasoning(chat.bodies[number])
+    teacher, answers = (
+        open_teacher(chat.spec, 1, Calls(retries=0, concurrency=1)),
+        Answers(tmp_path),
+    )
+    found = answers.of(teacher, RATING, ASKS, Sampling(temperature=0.5))
+    assert {(reply.text, reply.without) for reply in found} == {("4", "top_p,temperature")}
+    assert len(chat.bodies) == 3 + 6, "each is refused once"
+    assert set(chat.bodies[-1]) == {"model", "messages", "seed", "max_completion_tokens"}
+    assert answers.without == {teacher.name: {"top_p": 6, "temperature": 6}}
+    again = Answers(tmp_path)
+    again.of(teacher, RATING, ASKS, Sampling(temperature=0.5))
+    assert again.without == answers.without
+
+
+@pytest.mark.parametrize(
+    ("answer", "left_out"),
+    [
+        ((400, error("400", "Extra inputs are not permitted: seed")), "seed"),
+        ((422, {"detail": "unknown field `top_p`"}), "top_p"),
+        ((400, error("x", "`temperature` and `top_p` cannot both be specified")), "top_p"),
+        (
+            (400, error("x", "you requested 9000 tokens (100 in the completion)")),
+            "max_tokens",
+        ),
+        ((400, error("x", "'max_tokens' is too large: 4096")), "max_tokens"),
+    ],
+)
+def test_parameters_are_known_by_what_servers_say_of_them(chat, answer, left_out: str) -> None:
+    chat.say = lambda message, number: answer if left_out in chat.bodies[number] else "4"
+    found = replies(chat, ASKS[:2], Calls(retries=0, concurrency=1))
+    assert [reply.without for reply in found] == [left_out] * 2
+
+
+def test_an_answer_has_a_bound_by_what_is_asked_for_or_by_the_option(chat) -> None:
+    chat.say = lambda message, number: "4"
+    replies(chat, [ASKS[0], Ask("vote", SHOTS, text="Fine.")])
+    longest = len("Awful food, long wait.") + len("1")
+    assert {body["max_tokens"] for body in chat.bodies} == {4096 + 5 * longest, 4096 + longest}
+    chat.bodies.clear()
+    bounded = Calls(retries=0, max_answer_tokens=50)
+    replies(chat, ASKS[:1], bounded)
+    assert chat.bodies[0]["max_tokens"] == 50
+    plain, cheap = open_teacher(chat.spec, 1), open_teacher(chat.spec, 1, bounded)
+    assert plain.digest != cheap.digest, "an answer that was cut is not that of another bound"
+    chat.say = lambda message, number: unsupported("max_tokens", "max_tokens is not supported")
+    with pytest.raises(TeacherError, match="max_tokens is not supported"):
+        replies(chat, ASKS[:1], bounded)
+
+
+def test_a_parameter_of_a_wrong_value_ends_the_run(chat) -> None:
+    chat.say = lambda message, number: unsupported("temperature", "must be 2 at most", "invalid")
+    with pytest.raises(TeacherError, match="must be 2 at most"):
+        replies(chat, ASKS[:1], Calls(retries=0))
 
 
 def test_of_an_answer_that_was_cut_off_what_is_whole_is_read_and_the_rest_counted(chat) -> None:
@@ -347,11 +424,25 @@ def test_a_long_item_is_left_out_where_others_fit_and_an_error_where_none_does(c
     assert len(list(teacher.write(RATING, [Ask("new", (*SHOTS, long))], Sampling()))) == 1
     with pytest.raises(InputError, match="does not fit the teacher's context of 2048 tokens"):
         list(teacher.write(RATING, [Ask("new", (long,))], Sampling()))
-    for kind in ("output", "answer"):
-        asked = [Ask(kind, SHOTS, text=RATING.query(text)) for text in (long.input, "Fine.")]
+    longer = Item("4", "word " * 6000, "3")
+    for kind, shots in product(("output", "answer", "vote", "judge"), (SHOTS, (longer,))):
+        asked = [Ask(kind, shots, text=RATING.query(long.input), output="3"),
+                 Ask(kind, SHOTS, text=RATING.query("Fine."), output="3")]  # fmt: skip
         found = dict(teacher.write(RATING, asked, Sampling()))
         assert found[0] == Reply(""), "what does not fit is not answered, and others are"
         assert found[1].completion_tokens
+
+
+def test_room_for_an_output_does_not_take_that_of_long_inputs(chatty_base: Path) -> None:
+    """Three inputs of a quarter of the context are shown, since only outputs are written."""
+    teacher = open_teacher(f"hf:{chatty_base}", threads=1)
+    word = len(teacher._words(["word " * 100])["input_ids"][0]) / 100
+    text = "word " * int(teacher.base.max_positions / 4 / word)
+    shots = tuple(Item(str(number), text, "A short title") for number in range(3))
+    for kind in ("output", "answer"):
+        ask = Ask(kind, shots, text="Fine.")
+        ((_, reply),) = teacher.write(HEADLINE, [ask], GREEDY)
+        assert reply.prompt_tokens == len(teacher._ids(HEADLINE, ask))
 
 
 @pytest.mark.parametrize(
