@@ -228,7 +228,7 @@ def _check(
             without = variants[variant.effect_of].like[0]
             effect = _cosine(moved, wanted[reference] - wanted[without])
         print(f"{name}: cosine {cosine:.5f}, top-1 {top1:.3f}, effect {effect:.3f}", flush=True)
-        if cosine < least or effect < _EFFECT:
+        if not (cosine >= least and effect >= _EFFECT):  # nor may they be no numbers
             raise SystemExit(
                 f"{name} does not answer as {reference} does: cosine {cosine:.5f} of {least}, "
                 f"effect of the adapter {effect:.3f} of {_EFFECT}"

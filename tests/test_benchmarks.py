@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -119,6 +120,116 @@ def test_logits_of_another_model_end_a_benchmark(tmp_path: Path, monkeypatch: py
             if not cosine > 0.8:
                 stack.enter_context(pytest.raises(SystemExit, match=f"cosine {cosine:.3f}"))
             startup.hold("ours", tmp_path / "said.npy", wanted)
+
+
+class Saying:
+    """What reads and says the logits that it was given, for each variant."""
+
+    def __init__(self, logits: dict[str, Any]) -> None:
+        self._logits = logits
+
+    def read(self, variant: str, ids: Any, prompt: int, save: Path) -> None:
+        import numpy as np
+
+        np.save(save, self._logits[variant])
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "found"),
+    [
+        ([3.0, 4.0, 0.0], [3.0, 5.0, 0.0], None),
+        ([NAN] * 3, [3.0, 5.0, 0.0], "base does not answer"),
+        ([3.0, -4.0, 0.0], [3.0, 5.0, 0.0], "base does not answer"),
+        ([3.0, 4.0, 0.0], [3.0, NAN, 0.0], "adapter does not answer"),
+        ([3.0, 4.0, 0.0], [3.0, 4.0, 0.0], "effect of the adapter nan"),
+        ([3.0, 4.0, 0.0], [4.0, 4.0, 0.0], "effect of the adapter 0.000"),
+    ],
+)
+def test_what_answers_otherwise_than_its_reference_ends_inference(
+    base: list[float], adapter: list[float], found: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.syspath_prepend(ROOT)
+    import numpy as np
+
+    from benchmarks import inference
+
+    variants = {
+        "base": inference.Variant("here", {}, ("plain", 0.9)),
+        "adapter": inference.Variant("here", {}, ("tuned", 0.9), effect_of="base"),
+    }
+    wanted = {"plain": np.array([[3.0, 4.0, 0.0]]), "tuned": np.array([[3.0, 5.0, 0.0]])}
+    runner: Any = Saying({"base": np.array([base]), "adapter": np.array([adapter])})
+    with ends(found):
+        inference._check(variants, dict.fromkeys(variants, runner), wanted, [1], 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([1.0, 2.0], None),
+        ([2.0, 1.0], "differ by 1.00e\\+00"),
+        ([NAN, NAN], "differ by nan"),
+        ([1.0, NAN], "differ by nan"),
+    ],
+)
+def test_what_answers_otherwise_than_hugging_face_ends_mlc(
+    said: list[float], found: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    import numpy as np
+
+    from benchmarks import mlc
+
+    for ours, theirs in ((said, [1.0, 2.0]), ([1.0, 2.0], said)):
+        with ends(found):
+            mlc._turn([], lambda _, o=ours: np.array(o), lambda _, t=theirs: np.array(t), None)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ([1.0, 0.0], None),
+        ([0.0, 1.0], "cosine 0.000 to ours, other 1.000"),
+        ([0.6, 0.8], "cosine 0.600 to ours, other 0.800"),
+        ([NAN, NAN], "cosine nan"),
+    ],
+)
+def test_an_adapter_that_answers_like_another_ends_startup(
+    said: list[float], found: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    import numpy as np
+
+    from benchmarks import startup
+
+    like = [np.array([1.0, 0.0]), np.array([0.0, 1.0])]
+    for user in (0, 1):
+        with ends(found):
+            startup.hold_user(user, np.array(said), like[:: -1 if user else 1])
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"), [(1.009, None), (0.991, None), (1.02, "1.02"), (0.98, "0.98"), (NAN, "nan")]
+)
+def test_another_loss_ends_a_benchmark(
+    loss: float, found: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import quantization_aware, training
+
+    with ends(found):
+        training.agree("ours", loss, 1.0)
+    with ends(found):
+        quantization_aware.hold("ours", loss, 1.0, 0.01)
+
+
+def ends(found: str | None) -> contextlib.AbstractContextManager[Any]:
+    """SystemExit that says so, or nothing of the kind."""
+    return pytest.raises(SystemExit, match=found) if found else contextlib.nullcontext()
 
 
 def test_wrong_bytes_end_a_benchmark(
