@@ -227,6 +227,108 @@ def test_another_loss_ends_a_benchmark(
         quantization_aware.hold("ours", loss, 1.0, 0.01)
 
 
+class Training:
+    """In place of benchmarks/training.py's processes: each writes the loss that it is given."""
+
+    def __init__(self, losses: dict[str, float]) -> None:
+        self._losses = losses
+        self.began: list[str] = []
+        self.looked_at: list[str] = []
+
+    def run_side(
+        self, side: str, base: Path, datasets: Path, out: Path, users: int = 0, *,
+        gpu: bool = False,
+    ) -> dict[str, Any]:  # fmt: skip
+        self.began.append(out.name)
+        (out / "user00").mkdir(parents=True)
+        (out / "user00" / "adapter_model.safetensors").write_text(
+            str(self._losses.get(out.name, 2.0)), "utf-8"
+        )
+        return {"seconds": 1.0, "peak_bytes": 1, "dtype": "bfloat16"}
+
+    def mean_loss(self, base: Path, datasets: Path, adapters: Path, users: int = 0) -> float:
+        self.looked_at.append(adapters.name)
+        return float((adapters / "user00" / "adapter_model.safetensors").read_text("utf-8"))
+
+
+def trainings(losses: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Trainings that end with these losses, by the names of their folders; others with 2."""
+    from benchmarks import training
+
+    fake = Training(losses)
+    for name in ("run_side", "mean_loss"):
+        monkeypatch.setattr(training, name, getattr(fake, name))
+    monkeypatch.setattr(training, "make_datasets", lambda *given: list(given))
+    return fake
+
+
+@pytest.mark.parametrize("wrong", [2.1, NAN])
+def test_losses_are_compared_before_trainings_are_timed(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import training
+
+    fake = trainings({"ours": wrong, "ours0": wrong, "ours1": wrong}, monkeypatch)
+    with pytest.raises(SystemExit, match="losses differ"):
+        training.compare(tmp_path, tmp_path, "small", users=1, repeats=2)
+    assert fake.began == ["ours", "peer"]
+
+
+@pytest.mark.parametrize("wrong", [2.1, NAN])
+def test_another_loss_of_a_timed_training_is_noticed_and_the_same_adapters_cost_nothing(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import training
+
+    fake = trainings({"peer1": 2.01}, monkeypatch)
+    training.compare(tmp_path / "sound", tmp_path, "small", users=1, repeats=2)
+    assert fake.looked_at == ["ours", "peer", "peer1"]
+    for side in ("ours1", "peer1"):
+        trainings({side: wrong}, monkeypatch)
+        with pytest.raises(SystemExit, match=f"small, {side}: losses differ"):
+            training.compare(tmp_path / side, tmp_path, "small", users=1, repeats=2)
+
+
+@pytest.mark.parametrize("wrong", [2.1, NAN])
+def test_a_user_whose_loss_depends_on_the_number_of_others_is_noticed(
+    wrong: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import training
+
+    trainings({"of4": 2.01, "of4-1": 2.01}, monkeypatch)
+    training.growth(tmp_path / "sound", tmp_path, "small", repeats=2)
+    for name in ("of16", "of8-1"):
+        fake = trainings({name: wrong}, monkeypatch)
+        with pytest.raises(SystemExit, match=r"the first of (8|16) users: losses differ"):
+            training.growth(tmp_path / name, tmp_path, "small", repeats=2)
+        assert ("of1-0" in fake.began) == ("-" in name)
+
+
+def test_the_mean_loss_is_that_of_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from benchmarks import training
+
+    base = ROOT / "cloud" / "pocket" / "models" / "base"
+    (dataset,) = training.make_datasets(tmp_path / "datasets", base, users=1)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    get_peft_model(model, LoraConfig(r=1)).save_pretrained(str(tmp_path / "out" / "user00"))
+
+    def loss() -> float:
+        return training.mean_loss(base, tmp_path / "datasets", tmp_path / "out")
+
+    before, rows = loss(), (dataset / "train.jsonl").read_text("utf-8").splitlines()
+    last = json.loads(rows[-1])
+    rows[-1] = json.dumps(last | {"completion": last["prompt"]})
+    (dataset / "train.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    assert abs(loss() - before) > 0.01
+
+
 def ends(found: str | None) -> contextlib.AbstractContextManager[Any]:
     """SystemExit that says so, or nothing of the kind."""
     return pytest.raises(SystemExit, match=found) if found else contextlib.nullcontext()
