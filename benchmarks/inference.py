@@ -74,15 +74,14 @@ def rows(quick: bool, work: Path) -> list[Row]:
     """Check every variant, then time them in turn."""
     sizes, model = QUICK if quick else Sizes(), models.model(quick)
     variants = _ours(model, sizes, work) | _hugging_face(model, sizes)
-    references, missing = _references(model), ""
+    references, found = _references(model), list[Row]()
     if sizes.all_peers:
         try:
             variants |= _llama_cpp(model, references, work)
         except PeerError as error:
-            missing = str(error)
+            found.append(_missing(model, error))
     ids = _ids(model, sizes)
     wanted = _answers(references, ids, sizes.prompt, work)
-    found: list[Row] = []
     for threads in sizes.threads:
         with contextlib.ExitStack() as stack:
             runners = _start(variants, threads, stack)
@@ -91,9 +90,14 @@ def rows(quick: bool, work: Path) -> list[Row]:
             kept = _fastest(variants, readers, ids, sizes)
             times = _turns(kept, readers, ids, sizes)
         found += _rows(times, variants, threads, sizes, model.name)
-    if missing:
-        found.append(Row(f"{LLAMA_CPP}, {model.name}", 0.0, "not measured", note=missing))
     return found
+
+
+def _missing(model: models.Model, why: PeerError) -> Row:
+    return Row(
+        f"prefill and decode, {model.name}", None, "tokens/s", LLAMA_CPP,
+        note=f"not measured: {why}", missing=True,
+    )  # fmt: skip
 
 
 def _ours(model: models.Model, sizes: Sizes, work: Path) -> dict[str, Variant]:

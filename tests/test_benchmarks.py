@@ -51,10 +51,67 @@ def test_a_benchmark_that_fails_has_its_error_in_its_file_and_the_others_run(tmp
     assert "error" not in sound
     assert sound["rows"] == [
         {"figure": "two and two", "ours": 4.0, "unit": "apples", "peer": "three", "theirs": 3.0,
-         "ratio": 4 / 3, "spread": [1.3, 1.4], "aim": 1.0, "note": ""}
+         "ratio": 4 / 3, "spread": [1.3, 1.4], "aim": 1.0, "note": "", "missing": False}
     ]  # fmt: skip
     assert "FAILED: wrong: 1 item is lost" in done.stdout
     assert "two and two: 4 apples, three 3: 1.33" in done.stdout
+
+
+LACKING = """
+from benchmarks.rows import Row
+
+def rows(quick, work):
+    note = "not measured: it cannot be built"
+    return [Row("speed", 4.0, "1/s"), Row("speed", None, "1/s", "a peer", note=note, missing=True)]
+"""
+
+
+def test_a_peer_that_cannot_be_had_ends_a_full_run_with_1_after_all_was_written(tmp_path: Path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "lacking.py").write_text(LACKING, "utf-8")
+    (tmp_path / "benchmarks" / "sound.py").write_text(SOUND, "utf-8")
+    code = "from benchmarks import suite; suite.BENCHMARKS = ('lacking', 'sound'); suite.main()"
+    only = ["--only", "lacking", "--only", "sound"]
+    for options, ended in ((only, 1), ([*only, "--quick"], 0)):
+        out = tmp_path / f"out{ended}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *options, "--out", str(out)], cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+            timeout=60,
+        )  # fmt: skip
+        assert done.returncode == ended, done.stderr
+        said = "missing: lacking: a peer, not measured: it cannot be built\n"
+        assert done.stderr == (said if ended else "")
+        lacking = json.loads((out / "lacking.json").read_text("utf-8"))
+        assert [row["ours"] for row in lacking["rows"]] == [4.0, None]
+        assert (out / "sound.json").is_file()
+
+
+def test_a_build_that_fails_gives_a_row_without_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import inference, models, peers
+
+    def fail() -> Path:
+        raise peers.PeerError("pip ended with 1")
+
+    model = models.Model("135M shape", str(models.BUNDLED), ("a", "b"))
+    monkeypatch.setattr(inference, "llama_cpp", fail)
+    monkeypatch.setattr(models, "model", lambda quick: model)
+    for name in ("_ours", "_hugging_face", "_answers", "_start", "_check", "_fastest", "_turns"):
+        monkeypatch.setattr(inference, name, lambda *_: {})
+    (row,) = inference.rows(False, tmp_path)
+    assert (row.ours, row.theirs, row.ratio, row.missing) == (None, None, None, True)
+    assert (row.peer, row.note) == ("llama.cpp Q4_0", "not measured: pip ended with 1")
+
+
+def test_a_quick_run_that_takes_long_is_warned_of(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.suite import in_all
+
+    assert in_all(299.6) == "in all: 300 s of 300 s"
+    assert in_all(312.0).startswith("in all: 312 s of 300 s; warning")
 
 
 def test_ratios_are_those_of_turns_that_belong_together(monkeypatch: pytest.MonkeyPatch):
