@@ -100,6 +100,20 @@ def _missing(model: models.Model, why: PeerError) -> Row:
     )  # fmt: skip
 
 
+def hold_exports(model: models.Model, threads: int, work: Path) -> None:
+    """See to it that 8da4w's base, adapter and merged form answer as PyTorch with their weights.
+
+    Raises:
+        SystemExit: one does not.
+    """
+    variants, ids = _ours(model, QUICK, work), _ids(model, QUICK)
+    wanted = _answers(_references(model), ids, QUICK.prompt, work)
+    with contextlib.ExitStack() as stack:
+        runners = _start(variants, threads, stack)
+        readers = {name: runners[variant.library] for name, variant in variants.items()}
+        _check(variants, readers, wanted, ids, QUICK.prompt, work)
+
+
 def _ours(model: models.Model, sizes: Sizes, work: Path) -> dict[str, Variant]:
     found: dict[str, Variant] = {}
     recipes = {"8da4w": models.INT4} | ({"fp32": models.FP32} if sizes.all_peers else {})

@@ -48,8 +48,8 @@ WEIGHTS = "adapter_model.safetensors"
 NUMBERS = (1, 2, 4, 8, 16, 32)
 """Users trained at once, to see how the speed grows."""
 TOLERANCE = 0.01
-"""How far two mean losses may be from each other. Without an adapter the bundled base's is 3.7% above
-PEFT's, so that an adapter which was not trained is noticed."""
+"""How far two mean losses may be from each other. Without an adapter the bundled base's is 3.7%
+above PEFT's, so that an adapter which was not trained is noticed."""
 SHAPE = {
     "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 2048,

@@ -284,6 +284,114 @@ def test_another_loss_ends_a_benchmark(
         quantization_aware.hold("ours", loss, 1.0, 0.01)
 
 
+def parity_fails(gates: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parity of what is merged misses these gates; all else is sound."""
+    from mobile_runtime import parity
+
+    def measure(base: Path, adapter: Path, *_: Any, **__: Any) -> Any:
+        merged = "merged" in adapter.name
+        rows = [SimpleNamespace(name=name, passed=not merged) for name in gates]
+        return SimpleNamespace(gates=[SimpleNamespace(name="effect_present", passed=True), *rows])
+
+    monkeypatch.setattr(parity, "measure_parity", measure)
+
+
+def bundle(path: Path, content: str = "weights") -> Any:
+    from protos.artifacts import create, open_artifact
+
+    with create(path, "AdapterBundle", {}, {"content": content}) as draft:
+        (draft.path / "program").write_text(content, "utf-8")
+        draft.measured |= {"wire_bytes": 7, "lowering_seconds": 2.0, "golden_seconds": 1.0}
+        draft.measured |= {"user_shard_bytes": 1, "shared_shard_bytes": 2}
+    return open_artifact(path)
+
+
+@pytest.mark.parametrize(
+    ("merged", "wrong"),
+    [
+        ([3.0, 4.1, 1.0], None),
+        ([3.0, 4.1, 0.0], "8da4w merged does not answer .* effect of the adapter 0.1"),
+        ([-3.0, 4.1, 1.0], "8da4w merged does not answer as merged 8da4w does"),
+        ([NAN] * 3, "8da4w merged does not answer as merged 8da4w does: cosine nan"),
+    ],
+)
+def test_the_merged_peer_is_held_against_pytorch_before_exports_are_timed(
+    merged: list[float], wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(ROOT)
+    import numpy as np
+
+    from benchmarks import export_adapter, inference, models
+
+    exported: list[str] = []
+
+    def export(user: int, of: Any, base: Path, out: Path, *, goldens: bool = False) -> Path:
+        exported.append(out.name)
+        return bundle(out).path
+
+    plain, tuned = np.array([[3.0, 4.0, 0.0]]), np.array([[3.0, 4.1, 1.0]])
+    said = {"8da4w base": plain, "8da4w base + adapter": tuned, "8da4w merged": np.array([merged])}
+    said |= {"float32": plain, "PEFT float32": tuned, "8da4w": plain, "PEFT 8da4w": tuned}
+    said |= {"merged 8da4w": tuned}
+    lowered = bundle(tmp_path / "bundle")
+    facts = SimpleNamespace(path=lowered.path, measured=lowered.manifest.measured)
+    model = models.Model("small", str(models.BUNDLED), ("a", "b"))
+    monkeypatch.setattr(models, "model", lambda quick: model)
+    monkeypatch.setattr(models, "lowered", lambda *_: facts)
+    monkeypatch.setattr(models, "exported", export)
+    monkeypatch.setattr(inference, "running", lambda *_: contextlib.nullcontext(Saying(said)))
+    parity_fails([], monkeypatch)
+    (tmp_path / "work").mkdir()
+    with ends(wrong):
+        export_adapter.rows(True, tmp_path / "work")
+    timed = 0 if wrong else export_adapter.REPEATS
+    assert exported == ["checked", "8da4w-adapter", *["again"] * timed]
+
+
+@pytest.mark.parametrize(
+    ("gates", "may_fail", "wrong"),
+    [
+        ([], (), None),
+        (["effect_norm"], ("effect_norm",), None),
+        (["effect_norm"], (), "merged does not answer as PEFT does: effect_norm"),
+        (["lowering_max_abs.on"], ("effect_norm",), "merged does not answer as PEFT does"),
+    ],
+)
+def test_parity_of_what_mlc_ships_comes_before_it_is_timed(
+    gates: list[str], may_fail: tuple[str, ...], wrong: str | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.syspath_prepend(ROOT)
+    import export.adapter
+    import export.base
+    from benchmarks import mlc, models
+
+    exported: list[str] = []
+
+    def export_adapter(adapter: Path, to: Path, out: Path, **_: Any) -> Any:
+        exported.append(out.name)
+        return bundle(out)
+
+    monkeypatch.setattr(export.base, "export_base", lambda _, out, *__, **___: bundle(out))
+    monkeypatch.setattr(export.adapter, "export_adapter", export_adapter)
+    parity_fails(gates, monkeypatch)
+    model = models.Model("small", str(models.BUNDLED), ("", ""))
+    with ends(wrong):
+        mlc.ship(model, tmp_path, may_fail)
+    assert ("merged-timed" in exported) is not bool(wrong)
+
+
+def test_what_is_timed_is_what_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import answers
+
+    for name, content in (("checked", "weights"), ("same", "weights"), ("other", "others")):
+        bundle(tmp_path / name, content)
+    answers.hold_same("a bundle", tmp_path / "checked", tmp_path / "same")
+    with pytest.raises(SystemExit, match="a bundle: not the bundle that was checked: program"):
+        answers.hold_same("a bundle", tmp_path / "checked", tmp_path / "other")
+
+
 class Training:
     """In place of benchmarks/training.py's processes: each writes the loss that it is given."""
 
