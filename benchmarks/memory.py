@@ -28,7 +28,7 @@ PROMPT = 128
 def rows(quick: bool, work: Path) -> list[Row]:
     """Exports, then answers."""
     if not Path("/proc/self/smaps_rollup").exists():
-        return [Row("memory", 0.0, "not measured", note="there is no /proc here")]
+        return [Row("memory", None, "MB", note="not measured: there is no /proc here")]
     model = models.model(quick)
     base = models.lowered("base", models.INT4, model)
     merged = models.lowered("merged", models.INT4, model)

@@ -44,11 +44,15 @@ def llama_cpp() -> Path:
                "--no-binary", "llama-cpp-python", "--verbose", *LLAMA_CPP]  # fmt: skip
     with log.open("w", encoding="utf-8") as said:
         for command in ([sys.executable, "-m", "venv", str(home)], [str(python), *install]):
-            done = subprocess.run(
-                ["nice", *command], env=environment, stdout=said, stderr=subprocess.STDOUT,
-                timeout=_BUILD_S, check=False,
-            )  # fmt: skip
+            shown = f"{' '.join(command[:4])} …"
+            try:
+                done = subprocess.run(
+                    ["nice", *command], env=environment, stdout=said, stderr=subprocess.STDOUT,
+                    timeout=_BUILD_S, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                raise PeerError(f"{shown} was not done after {_BUILD_S} s: {log}") from None
             if done.returncode:
-                raise PeerError(f"{' '.join(command[:4])} … ended with {done.returncode}: {log}")
+                raise PeerError(f"{shown} ended with {done.returncode}: {log}")
     ready.write_text(wanted, encoding="utf-8")
     return python

@@ -82,13 +82,20 @@ def measure(
             engine.set_adapter(packed.path)
             losses[kind] = runtime_loss(engine, held_out)
             wanted = torch_loss(base, bundle, adapter.path, held_out)
-            if abs(losses[kind] - wanted) > RECIPES[recipe]:
-                raise SystemExit(
-                    f"{home}: {losses[kind]:.4f} on the runtime, {wanted:.4f} in PyTorch"
-                )
+            hold(str(home), losses[kind], wanted, RECIPES[recipe])
         engine.set_adapter(None)
         pairs.append(Pair(**losses))
     return pairs
+
+
+def hold(name: str, found: float, wanted: float, limit: float) -> None:
+    """See to it that the runtime's loss is PyTorch's, up to so many nats.
+
+    Raises:
+        SystemExit: it is not.
+    """
+    if not abs(found - wanted) <= limit:
+        raise SystemExit(f"{name}: {found:.4f} on the runtime, {wanted:.4f} in PyTorch")
 
 
 def make_dataset(path: Path, task: str, number: int) -> Artifact:

@@ -18,7 +18,8 @@ class Row:
     hour". ours, theirs: in `unit`; ours is None where this machine cannot measure it. peer: "" when
     nothing is compared. ratio: how many times better ours is, the median over interleaved repeats;
     above 1 is better. spread: the lowest and the highest ratio of the repeats. aim: the ratio that
-    was to be reached.
+    was to be reached. missing: a peer that was to be measured could not be had, as `note` says;
+    ours and theirs are None, and a full run ends with 1.
     """
 
     figure: str
@@ -30,3 +31,4 @@ class Row:
     spread: tuple[float, float] | None = None
     aim: float | None = None
     note: str = ""
+    missing: bool = False

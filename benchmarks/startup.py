@@ -254,15 +254,24 @@ class Peer:
         return self._checked(0, started)
 
     def _checked(self, user: int, started: float) -> float:
-        """Milliseconds; the answers must be more like ours with this user than with the other."""
+        """Milliseconds; the answers must be like ours, see `hold_user`."""
         seconds = time.perf_counter() - started
         with self._torch.inference_mode():
             out = self._model(input_ids=self._torch.tensor([self._ids]), logits_to_keep=1)
         said = out.logits[0, -1].float().numpy()
-        own, other = (_cosine(said, self._like[each]) for each in (user, 1 - user))
-        if own < max(_LEAST_COSINE, other):
-            raise SystemExit(f"PEFT, user {user}: cosine {own:.3f} to ours, other {other:.3f}")
+        hold_user(user, said, self._like)
         return 1e3 * seconds
+
+
+def hold_user(user: int, said: np.ndarray, like: Sequence[np.ndarray]) -> None:
+    """See to it that PEFT's logits with an adapter are more like ours with it than with the other.
+
+    Raises:
+        SystemExit: they are not.
+    """
+    own, other = (_cosine(said, like[each]) for each in (user, 1 - user))
+    if not (own >= _LEAST_COSINE and own >= other):
+        raise SystemExit(f"PEFT, user {user}: cosine {own:.3f} to ours, other {other:.3f}")
 
 
 def hold(name: str, said: Path, wanted: np.ndarray) -> None:
