@@ -1,9 +1,9 @@
 """Personal data is taken out of what leaves for a teacher, and put back into what returns.
 
 In: a teacher and one user's items. Out: the same teacher behind placeholders such as
-`<EMAIL_ADDRESS_1>`, each standing for the same value all through the run. Found are e-mail and web
-addresses, telephone, card, account and social security numbers, IP addresses and wallets, by
-Presidio's pattern recognizers; names of people and places are not, for they need a model.
+`<EMAIL_ADDRESS_1>`, each standing for the same value all through the run. What is found stands in
+docs/augmentation.md: it is what Presidio's pattern recognizers know, and long numbers; names of
+people and places are not, for they need a model.
 """
 
 from __future__ import annotations
@@ -22,6 +22,12 @@ from protos.errors import InputError
 
 _PLACEHOLDER = re.compile(r"<[A-Z]+(?:_[A-Z]+)*_\d+>")
 _LONG_NUMBER = r"(?<![0-9A-Za-z.])\+?\d(?:[ ().\-/]{0,2}\d){8,}(?![0-9A-Za-z])"
+_LED = r"[^\w\n]{0,3}(?:(?:me|us|at|on|is|no|nr|number|nummer|n[uú]mero)\b[^\w\n]{0,3}){0,3}"
+_CALL = r"\b(?:call|phone|telephone|tel|ring|dial|fax|mobile|cell|telefon|tel[eé]fono)\b|电话|手机"
+_SHORT_NUMBER = rf"(?<=(?:{_CALL}){_LED})\d{{3}}[ .\-]?\d\d[ .\-]?\d\d(?![\w\-/]|\.\d)"
+_PASS = r"\b(?:passports?|pasaporte|passaporto|passeport|reisepass|passnummer)\b|护照"
+_PASSPORT = rf"(?<=(?:{_PASS}){_LED})(?=\w*\d\w*\d\w*\d)[A-Z0-9]{{6,10}}(?![A-Z0-9])"
+"""Too ordinary to be found but right behind the word that says what they are."""
 _YEAR = r"(?:1[5-9]|20)\d\d"
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _DATE = rf"(?:{_YEAR}[-/.]{_DAY}[-/.]{_DAY}|{_DAY}[-/.]{_DAY}[-/.]{_YEAR})"
@@ -181,7 +187,9 @@ def _mangled() -> re.Pattern[str]:
 
 @cache
 def _recognizers() -> list[Any]:
-    """Presidio's pattern recognizers that are used, and our own.
+    """Those of Presidio's pattern recognizers that are precise without a model, and our own.
+
+    Those that need words around a number to be sure find these by a model's lemmas.
 
     Raises:
         InputError: the extra `privacy` is not installed.
@@ -194,8 +202,19 @@ def _recognizers() -> list[Any]:
     return [
         known.EmailRecognizer(), known.PhoneRecognizer(), known.CreditCardRecognizer(),
         known.IbanRecognizer(), known.IpRecognizer(), known.UrlRecognizer(),
-        known.UsSsnRecognizer(), known.CryptoRecognizer(),
-        PatternRecognizer("PHONE_NUMBER", patterns=[Pattern("long number", _LONG_NUMBER, 0.4)]),
+        known.UsSsnRecognizer(), known.CryptoRecognizer(), known.MacAddressRecognizer(),
+        # its weaker patterns take a time that grows with the square of the text
+        known.InPanRecognizer(patterns=known.InPanRecognizer.PATTERNS[:1]),
+        *(each(supported_language="en") for each in (
+            known.UkNinoRecognizer, known.UkDrivingLicenceRecognizer,
+            known.ItFiscalCodeRecognizer, known.EsNifRecognizer, known.EsNieRecognizer,
+            known.FiPersonalIdentityCodeRecognizer, known.SgFinRecognizer,
+            known.DeSocialSecurityRecognizer, known.UsMbiRecognizer,
+        )),
+        PatternRecognizer("PHONE_NUMBER", patterns=[
+            Pattern("long number", _LONG_NUMBER, 0.4), Pattern("short number", _SHORT_NUMBER, 0.4),
+        ]),
+        PatternRecognizer("PASSPORT", patterns=[Pattern("passport", _PASSPORT, 0.5)]),
         PatternRecognizer("PLACEHOLDER", patterns=[Pattern("ours", _PLACEHOLDER.pattern, 1.0)]),
     ]  # fmt: skip
 

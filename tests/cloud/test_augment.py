@@ -627,6 +627,59 @@ def test_users_of_any_script_of_code_and_of_html_get_a_dataset(
     assert dataset.manifest.measured["rejected"]["language"] == foreign
 
 
+LABELS = {
+    "classification": {
+        "zh": ("好消息", "坏消息"),
+        "ar": ("سعيد", "حزين"),
+        "code": ("loop", "no loop"),
+    },
+    "rating": dict.fromkeys(("zh", "ar", "code"), ("1", "5")),
+}
+
+
+MISJUDGED = {
+    "zh": "老师给学生讲了一个有趣的故事。",
+    "ar": "كتب المعلم رسالة طويلة لأصدقائه",
+    "code": "if a > b:\n    a, b = b, a",
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize(
+    ("script", "pairs", "foreign"), [("zh", CHINESE, 1), ("ar", ARABIC, 1), ("code", CODE, 0)]
+)
+def test_users_of_any_script_and_of_code_get_labels_that_are_voted_on(
+    tmp_path: Path, chat, kind: str, script: str, pairs: list[tuple[str, str]], foreign: int
+) -> None:
+    """A new item comes with its label, one with another than all votes, and one is English."""
+    one, other = LABELS[kind][script]
+    texts = [text for text, _ in pairs]
+    task = custom_task("own", kind, "Sort: {input}", (one, other))
+    own = [Item(str(n), text, label) for n, (text, label) in enumerate(
+        zip(texts[:3], (one, other, one), strict=True))]  # fmt: skip
+    profile = profile_of(tmp_path / "p", own, task)
+    new, english = texts[3], "A fox ate my lunch again."
+
+    def say(message: str, number: int) -> str:
+        if "What is this person's output" in message:
+            return one
+        return "\n".join([line(new, one), line(MISJUDGED[script], other), line(english, one)])
+
+    chat.say = say
+    made = config(tries=2, label_shares="teacher")
+    dataset = augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", made)
+    rows = read_rows(dataset.file("train.jsonl"))
+    assert [(r["input"], r["output"]) for r in rows if r["origin"] == "real"] == [
+        (item.input, item.output) for item in own[:2]
+    ]
+    synthetic = [(r["input"], r["output"]) for r in rows if r["origin"] == "synthetic"]
+    assert synthetic == [(new, one), (english, one)][: 2 - foreign]
+    measured = dataset.manifest.measured
+    assert bool(measured["rejected"]["language"]) == bool(foreign)
+    assert measured["rejected"]["inconsistent"] == 1
+    assert measured["votes"]["unread"] == 0
+
+
 def test_an_item_of_fifty_thousand_characters_trains_but_is_not_shown(tmp_path, chat) -> None:
     long = Item("long", "The museum is open. " * 2500, "museum opens again")
     profile = profile_of(tmp_path / "p", [long, *ITEMS])

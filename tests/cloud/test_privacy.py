@@ -149,6 +149,53 @@ def test_dates_years_prices_and_publications_that_are_new_are_nobodys(text: str)
     assert Scrubber([text]).count > 0
 
 
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("My NI number is AB 12 34 56 C.", "My NI number is <UK_NINO_1>."),
+        ("Licence MORGA657054SM9IJ of mine", "Licence <UK_DRIVING_LICENCE_1> of mine"),
+        ("My PAN is ABCPE1234F.", "My PAN is <IN_PAN_1>."),
+        ("codice fiscale RSSMRA85T10A562S", "codice fiscale <IT_FISCAL_CODE_1>"),
+        ("mi DNI 12345678Z", "mi DNI <ES_NIF_1>"),
+        ("NIE X1234567L", "NIE <ES_NIE_1>"),
+        ("hetu 131052-308T", "hetu <FI_PERSONAL_IDENTITY_CODE_1>"),
+        ("NRIC S1234567D", "NRIC <SG_NRIC_FIN_1>"),
+        ("Medicare 1EG4-TE5-MK73", "Medicare <US_MBI_1>"),
+        ("Rente 15070649C103", "Rente <DE_SOCIAL_SECURITY_1>"),
+        ("mac 00:1A:2B:3C:4D:5E", "mac <MAC_ADDRESS_1>"),
+        ("mac 001A.2B3C.4D5E", "mac <MAC_ADDRESS_1>"),
+        ("My passport number is AB1234567.", "My passport number is <PASSPORT_1>."),
+        ("Reisepass: C01X00T47", "Reisepass: <PASSPORT_1>"),
+        ("pasaporte AAA123456", "pasaporte <PASSPORT_1>"),
+        ("护照号码 and 护照 E12345678", "护照号码 and 护照 <PASSPORT_1>"),
+        ("Call me at 555-0187 now.", "Call me at <PHONE_NUMBER_1> now."),
+        ("Tel.: 555 01 87", "Tel.: <PHONE_NUMBER_1>"),
+        ("电话 5550187", "电话 <PHONE_NUMBER_1>"),
+    ],
+)
+def test_numbers_of_documents_of_devices_and_short_ones_are_taken_out(text, scrubbed) -> None:
+    scrubber = Scrubber([text])
+    assert scrubber.scrub(text) == scrubbed
+    assert scrubber.restore(scrubbed) == text
+    assert Scrubber(TEXTS).is_foreign(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Two of 555-0187 pieces", "Pages 123-1456 of 5550187", "The passport of 2024 is red.",
+        "Call 2,500 people in 2020 or 300 4000-word authors.", "We call f(100, 2000) 1,234 times.",
+        "The bird AB1234567 flew.", "sha 1a2b3c4d, commit 9f8e7d6", "Room 12345678 A at 12:30:20",
+        "mi DNI 12345678A has a wrong letter", "codice RSSMRA85T10A562T has one too",
+        "On 2024-06-07 we had $12.50 in 1998.", "def f(x): return x[0:10:20]",
+    ],
+)  # fmt: skip
+def test_ordinary_numbers_stay(text: str) -> None:
+    scrubber = Scrubber([text])
+    assert scrubber.scrub(text) == text
+    assert not Scrubber(TEXTS).is_foreign(text)
+
+
 def test_very_long_rows_of_numbers_are_judged_without_trying_every_reading() -> None:
     """2 ** 20,000 readings of the first: one year or a pair of them, again and again."""
     assert not privacy._is_nobodys("2019-2020-" * 20_000 + "1")
