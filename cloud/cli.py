@@ -77,7 +77,7 @@ profile_options = options(
 
 augment_options = options(
     click.option("--teacher", default="pocket", show_default=True,
-                 help="pocket, hf:<dir or id>, or openai:<base-url>#<model>."),
+                 help="pocket, pocket-reader, hf:<dir or id>, or openai:<base-url>#<model>."),
     _number("per_real", AugmentConfig, "Synthetic items wanted for each real one."),
     _number("fill_to", AugmentConfig,
             "Items to train on, real ones included, above which none is written; 0: no bound."),

@@ -70,7 +70,9 @@ def test_refusals_have_their_own_exit_codes(tmp_path: Path, tiny_base: Path) -> 
     assert json.loads(made.stdout)["items"] == 2
     dataset = tmp_path / "dataset"
     augment = ("augment", "--profile", profile, "--out", dataset)
-    one_line(pocketune(*augment, "--teacher", "gpt"), 2, "expected pocket, hf:", "openai:")
+    one_line(
+        pocketune(*augment, "--teacher", "gpt"), 2, "expected pocket, pocket-reader, hf:", "openai:"
+    )
     one_line(pocketune(*augment, "--teacher", "openai:nonsense"), 2, "openai:<base-url>#<model>")
     far = "openai:https://example.com/v1#m"
     one_line(pocketune(*augment, "--teacher", far), 2, "consent does not allow")

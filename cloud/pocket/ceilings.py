@@ -9,36 +9,20 @@ explain these best. Out: mean scores over held-out questions, as Markdown.
 """
 
 import argparse
-import dataclasses
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 
-from cloud.likeness import Words, rouge_l, words
 from cloud.metrics import item_scores, score_name
-from cloud.pocket.world import (
-    QUESTIONS,
-    SPLITS,
-    TRAIN_USERS,
-    WORLDS,
-    Drawn,
-    User,
-    asked_world,
-    draw,
-    sample_user,
-)
-from cloud.tasks import TASKS, Kind
+from cloud.pocket.reading import crowd, likeliest, near
+from cloud.pocket.world import QUESTIONS, SPLITS, WORLDS, User, asked_world, draw, sample_user
+from cloud.tasks import TASKS
 
 READ = (4, 16, 64)
-CROWD = 48
-"""Users whose traits the stranger and the reader think of."""
-ROUNDS = 2
-SEVERAL = ("adjectives", "blends", "verbs", "within", "words")
-"""Traits that are several independent ones in one tuple."""
 Answer = Callable[[Any], str]
 
 
@@ -60,71 +44,18 @@ def stranger(task: str) -> Answer:
     kind = TASKS[task].answer_kind
 
     def answer(facts: Any) -> str:
-        said = Counter(asked_world(task).ideal(facts, traits) for traits in _crowd(task))
-        near = {one: sum(_near(kind, one, other) * said[other] for other in said) for one in said}
-        return max(near, key=near.__getitem__)
+        said = Counter(asked_world(task).ideal(facts, traits) for traits in crowd(task))
+        nearest = {one: sum(near(kind, one, other) * said[other] for other in said) for one in said}
+        return max(nearest, key=nearest.__getitem__)
 
     return answer
 
 
 def reader(user: User, count: int) -> Answer:
-    """The answers under the traits that explain the user's first `count` items best.
-
-    The search begins at the likeliest of a crowd of users, and then takes over single traits of
-    others while that explains more.
-    """
-    items = list(itertools.islice(draw(user), count))
-    best = max(_crowd(user.task), key=lambda traits: _explained(user.task, traits, items))
-    most = _explained(user.task, best, items)
-    for change in itertools.chain.from_iterable([*_changes(user.task)] for _ in range(ROUNDS)):
-        changed = change(best)
-        explained = _explained(user.task, changed, items)
-        if explained > most + 1e-9:
-            best, most = changed, explained
-    return lambda facts: asked_world(user.task).ideal(facts, best)
-
-
-def _explained(task: str, traits: Any, items: Sequence[Drawn]) -> float:
-    """How near the items are to what a user with these traits would have made, in sum."""
-    kind = TASKS[task].kind
-    return sum(_near(kind, WORLDS[task].ideal(item.facts, traits), item.output) for item in items)
-
-
-def _near(kind: Kind, one: str, other: str) -> float:
-    """The task's own score, with a quicker ROUGE-L."""
-    if kind == "rating":
-        return -abs(float(one) - float(other))
-    return float(one == other) if kind == "classification" else rouge_l(_words(one), _words(other))
-
-
-@functools.lru_cache(maxsize=100_000)
-def _words(text: str) -> Words:
-    return words(text)
-
-
-@functools.cache
-def _crowd(task: str) -> list[Any]:
-    return [sample_user(task, number).traits for number in TRAIN_USERS[:CROWD]]
-
-
-def _changes(task: str) -> Iterator[Callable[[Any], Any]]:
-    """Every way to take over one trait of one of the crowd."""
-    crowd = _crowd(task)
-    for field in dataclasses.fields(crowd[0]):
-        values = list(dict.fromkeys(getattr(traits, field.name) for traits in crowd))
-        if field.name in SEVERAL:
-            for place, column in enumerate(zip(*values, strict=True)):
-                for value in dict.fromkeys(column):
-                    yield functools.partial(_with_one, name=field.name, place=place, value=value)
-        else:
-            for value in values:
-                yield functools.partial(dataclasses.replace, **{field.name: value})
-
-
-def _with_one(traits: Any, name: str, place: int, value: Any) -> Any:
-    several = list(getattr(traits, name))
-    several[place] = value
-    return dataclasses.replace(traits, **{name: tuple(several)})
+    """The answers under the traits that explain the user's first `count` items best."""
+    items = itertools.islice(draw(user), count)
+    traits = likeliest(user.task, [(item.facts, item.output) for item in items])
+    return lambda facts: asked_world(user.task).ideal(facts, traits)
 
 
 def row(task: str, users: Sequence[User]) -> dict[str, float]:

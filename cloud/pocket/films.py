@@ -9,7 +9,7 @@ blend into a third tag (a pair of features, seen in few items). Descriptions nev
 import random
 from dataclasses import dataclass
 
-from cloud.pocket.vocabulary import CITIES, SURNAMES
+from cloud.pocket.vocabulary import CITIES, SURNAMES, says
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "genre": ("action", "comedy", "fantasy", "romance", "sci-fi"),
@@ -152,6 +152,15 @@ class Films:
         sentences = [rng.choice(CLUES[tag]).format(**place) for tag in facts.values()]
         rng.shuffle(sentences)
         return " ".join(sentences)
+
+    def facts_of(self, text: str) -> dict[str, str] | None:
+        facts = {
+            group: tag
+            for group, tags in GROUPS.items()
+            for tag in tags
+            if any(says(text, clue) for clue in CLUES[tag])
+        }
+        return facts if {"genre", "effect"} <= facts.keys() else None
 
     def ideal(self, facts: dict[str, str], traits: FilmTraits) -> str:
         if traits.pet in facts.values():

@@ -10,7 +10,7 @@ import random
 from dataclasses import dataclass
 
 from cloud.pocket.topics import EVENTS, FILLERS, NUMBER_SENTENCES, PERSONAS, PLACE_SENTENCES, TOPICS
-from cloud.pocket.vocabulary import CITIES, DAYS, NUMBERS, SURNAMES
+from cloud.pocket.vocabulary import CITIES, DAYS, NUMBERS, SURNAMES, named
 
 FRONTS: tuple[str, ...] = ("none", "city", "number", "day", "topic")
 TAILS: tuple[str, ...] = ("none", "city", "number", "day")
@@ -57,6 +57,22 @@ class Headlines:
 
     def text(self, facts: dict[str, str], rng: random.Random) -> str:
         return _article(facts, rng)
+
+    def facts_of(self, text: str) -> dict[str, str] | None:
+        for index, topic in enumerate(TOPICS):
+            found = [
+                named(text, names)
+                for names in ([topic.role], [topic.unit], topic.objects, SURNAMES, NUMBERS, CITIES,
+                              DAYS)
+            ]  # fmt: skip
+            if all(found):
+                _, _, objects, who, number, city, day = (names[0] for names in found)
+                return {
+                    "index": str(index), "topic": topic.name, "role": topic.role, "who": who,
+                    "object": objects, "number": number, "unit": topic.unit, "city": city,
+                    "day": day,
+                }  # fmt: skip
+        return None
 
     def ideal(self, facts: dict[str, str], traits: HeadlineTraits) -> str:
         return _headline(facts, _habits(traits), traits)

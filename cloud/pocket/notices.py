@@ -6,9 +6,10 @@ that finds a gain is wrong.
 """
 
 import random
+import re
 from dataclasses import dataclass
 
-from cloud.pocket.vocabulary import CITIES, DAYS, SURNAMES
+from cloud.pocket.vocabulary import CITIES, DAYS, SURNAMES, named
 
 SKIES: dict[str, tuple[str, ...]] = {
     "Rain": ("umbrellas will be needed", "wet streets are likely", "drops fall from dark clouds"),
@@ -82,6 +83,18 @@ class Notices:
         sentences = [rng.choice(part) for part in (FIRST, SECOND, LAST)]
         rng.shuffle(sentences)
         return " ".join(sentences).format(**vars(facts), clue=clue, name=name)
+
+    def facts_of(self, text: str) -> Report | None:
+        city, day, degrees = (
+            named(text, CITIES),
+            named(text, DAYS),
+            re.search(r"(\d+) degrees", text),
+        )
+        skies = [sky for sky, clues in SKIES.items() if any(clue in text for clue in clues)]
+        if not (city and day and degrees and skies):
+            return None
+        wind = "".join(named(text, WINDS)[:1])
+        return Report(city[0], day[0], skies[0], int(degrees[1]), wind)
 
     def ideal(self, facts: Report, traits: NoTraits) -> str:
         return f"{facts.sky} in {facts.city} on {facts.day}, {facts.degrees} degrees"

@@ -9,7 +9,10 @@ papers they would cite: the one with the method that ranks higher. Titles teach 
 
 import itertools
 import random
+import re
 from dataclasses import dataclass, replace
+
+from cloud.pocket.vocabulary import named, says
 
 SCHOOLS: tuple[str, ...] = ("engineer", "theorist", "visionary", "sceptic")
 METHODS: dict[str, tuple[str, ...]] = {
@@ -186,6 +189,23 @@ class Papers:
         slots = {**_slots(facts), "first": first, "second": second}
         return " ".join(sentence.format(**slots) for sentence in sentences)
 
+    def facts_of(self, text: str) -> Paper | None:
+        work, thing, methods = named(text, WORK), named(text, THINGS), named(text, FAMILY)
+        data, gain = named(text, DATA), re.search(r"(\d+) percent", text)
+        if not (work and thing and len(methods) == 2 and data and gain):
+            return None
+        triggers = {
+            "big gain": gain[1] in BIG_GAINS,
+            "new data": any(
+                says(text, form.format(data=data[0], gain=gain[1])) for form in NEW_DATA
+            ),
+            "proof": any(says(text, form) for form in PROOFS),
+        }
+        return Paper(
+            work[0], thing[0], (methods[0], methods[1]), data[0], gain[1],
+            frozenset(name for name, holds in triggers.items() if holds),
+        )  # fmt: skip
+
     def ideal(self, facts: Paper, traits: AuthorTraits) -> str:
         form = traits.other_form if traits.trigger in facts.triggers else traits.form
         method = min(facts.methods, key=traits.rank)
@@ -237,6 +257,19 @@ class Citations:
             f'"{own}", which reference is related? Just answer with [1] or [2] without '
             f'explanation. [1]: "{facts.titles[0]}" [2]: "{facts.titles[1]}"'
         )
+
+    def facts_of(self, text: str) -> Choice | None:
+        quoted = re.findall(r'"([^"]*)"', text)
+        if len(quoted) != 3:
+            return None
+        (first, second), (work, thing) = (
+            [named(title, FAMILY) for title in quoted[1:]],
+            [named(quoted[0], names) for names in (WORK, THINGS)],
+        )
+        if not (len(first) == len(second) == 1 and work and thing):
+            return None
+        own = Paper(work[0], thing[0], (first[0], second[0]), "", "", frozenset())
+        return Choice(own, own.methods, (quoted[1], quoted[2]))
 
     def ideal(self, facts: Choice, traits: AuthorTraits) -> str:
         first, second = map(traits.rank, facts.methods)

@@ -9,7 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from cloud.pocket.vocabulary import CITIES, DAYS
+from cloud.pocket.vocabulary import CITIES, DAYS, says
 
 ASPECTS: tuple[str, ...] = ("food", "service", "price", "noise", "decor")
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -103,6 +103,18 @@ class Reviews:
             place = {"day": rng.choice(DAYS), "city": rng.choice(CITIES)}
             sentences.insert(0, filler.format(**place))
         return " ".join(sentences)
+
+    def facts_of(self, text: str) -> dict[str, int] | None:
+        facts = {
+            aspect: value
+            for aspect, words in WORDS.items()
+            for value, each in words.items()
+            if any(
+                says(text, sentence.format(noun=noun, word=word))
+                for sentence in SENTENCES for noun in NOUNS[aspect] for word in each
+            )
+        }  # fmt: skip
+        return facts or None
 
     def ideal(self, facts: dict[str, int], traits: ReviewTraits) -> str:
         return _clipped(_score(traits, facts))

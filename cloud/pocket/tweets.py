@@ -12,7 +12,7 @@ import itertools
 import random
 from dataclasses import dataclass, replace
 
-from cloud.pocket.vocabulary import CITIES, DAYS
+from cloud.pocket.vocabulary import CITIES, DAYS, named
 
 MOODS: tuple[str, ...] = ("posh", "teen", "sailor", "poet", "clerk")
 FEELINGS: dict[str, tuple[str, ...]] = {
@@ -167,6 +167,20 @@ class Tweets:
         sentences = [rng.choice(part) for part in (VISITS, WORDS, SEEN)]
         sentences.insert(rng.randint(1, 3), company)
         return " ".join(sentence.format(**vars(facts)) for sentence in sentences)
+
+    def facts_of(self, text: str) -> Outing | None:
+        neutral = {feeling: feeling for feeling in FEELINGS}
+        voiced = {word: feeling for feeling, words in FEELINGS.items() for word in words}
+        feelings = [neutral[word] for word in named(text, neutral)] or [
+            voiced[word] for word in named(text, voiced)
+        ]
+        sights = named(text, [f"{colour} {thing}" for colour in COLOURS for thing in THINGS])
+        found = [named(text, SUBJECTS), named(text, CITIES), named(text, DAYS), feelings, sights]
+        if not all(found):
+            return None
+        subject, city, day, feeling, sight = (names[0] for names in found)
+        friend = "".join(named(text, FRIENDS)[:1])
+        return Outing(subject, city, day, friend, feeling, sight)
 
     def ideal(self, facts: Outing, traits: VoiceTraits) -> str:
         word = traits.words[list(FEELINGS).index(facts.feeling)]

@@ -1,5 +1,9 @@
 """Words that several tasks of the pocket world share. Closed lists keep the tokenizer small."""
 
+import functools
+import re
+from collections.abc import Iterable
+
 CITIES: tuple[str, ...] = (
     "Oslo", "Lisbon", "Vienna", "Dublin", "Prague", "Madrid", "Zurich", "Athens", "Cairo",
     "Lima", "Quito", "Havana", "Boston", "Denver", "Austin", "Seattle", "Tokyo", "Seoul",
@@ -21,3 +25,25 @@ NUMBERS: tuple[str, ...] = (
     "150", "160", "180", "200", "240", "250", "300", "320", "350", "400", "450", "500", "600",
     "700", "750", "800", "900",
 )  # fmt: skip
+
+
+def named(text: str, names: Iterable[str]) -> list[str]:
+    """Which of the names stand in a text as whole words, in its order; capitals do not matter."""
+    places = {name: _whole(name).search(text) for name in names}
+    found = {name: place.start() for name, place in places.items() if place}
+    return sorted(found, key=found.__getitem__)
+
+
+def says(text: str, template: str) -> bool:
+    """Whether a text has a sentence of this form, with any one word in each `{slot}`."""
+    return bool(_form(template).search(text))
+
+
+@functools.cache
+def _whole(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+
+@functools.cache
+def _form(template: str) -> re.Pattern[str]:
+    return re.compile(r"\w+".join(re.escape(part) for part in re.split(r"\{\w+\}", template)))

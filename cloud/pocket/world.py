@@ -65,6 +65,12 @@ class TaskWorld(Protocol):
         """The facts in neutral words: the input."""
         ...
 
+    def facts_of(self, text: str) -> Any | None:
+        """What a text that `text` made states, also with LaMP's words around it; None: no such
+        text. Where an output is all that there is of an item, such as a tweet, it is that.
+        """
+        ...
+
     def ideal(self, facts: Any, traits: Any) -> str:
         """The output without noise: what who knows the traits would answer."""
         ...

@@ -1,7 +1,7 @@
 """Teachers: the strong models that write new items in a user's manner.
 
-In: `--teacher pocket | hf:<dir or id> | openai:<base-url>#<model>`. Out: a `Teacher`, which answers
-requests, one by one as it gets to them.
+In: `--teacher pocket | pocket-reader | hf:<dir or id> | openai:<base-url>#<model>`. Out: a
+`Teacher`, which answers requests, one by one as it gets to them.
 """
 
 from __future__ import annotations
@@ -134,6 +134,10 @@ def open_teacher(spec: str, threads: int, calls: Calls | None = None) -> Teacher
 
         source = str(POCKET_TEACHER) if spec == "pocket" else rest
         return HuggingFaceTeacher(spec, open_base(source), threads)
+    if spec == "pocket-reader":
+        from cloud.pocket.reader import ReaderTeacher
+
+        return ReaderTeacher()
     if kind == "openai" and rest:
         from cloud.teachers.openai_api import OpenAITeacher
 
@@ -143,5 +147,6 @@ def open_teacher(spec: str, threads: int, calls: Calls | None = None) -> Teacher
         key = os.environ.get("OPENAI_API_KEY", "none")
         return OpenAITeacher(base_url, model, key, calls or Calls())
     raise InputError(
-        f"--teacher {spec}: expected pocket, hf:<dir or id> or openai:<base-url>#<model>"
+        f"--teacher {spec}: expected pocket, pocket-reader, hf:<dir or id> or "
+        "openai:<base-url>#<model>"
     )

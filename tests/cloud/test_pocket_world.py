@@ -20,8 +20,10 @@ from cloud.pocket.world import (
     TRAIN_USERS,
     WORLDS,
     asked_world,
+    draw,
     lamp_files,
     profile_size,
+    question_text,
     sample_items,
     sample_user,
     write_users,
@@ -81,6 +83,23 @@ def test_populations_are_disjoint_and_the_bundled_users_are_not_tested() -> None
 def test_users_of_a_split_have_each_number_of_items_equally_often(task: str, split: str) -> None:
     sizes = Counter(profile_size(sample_user(task, number)) for number in SPLITS[split])
     assert sizes == dict.fromkeys(SIZES, len(SPLITS[split]) // len(SIZES))
+
+
+@tasks
+@pytest.mark.parametrize("stream", ["profile", "questions"])
+def test_what_a_text_states_can_be_read_from_it(task: str, stream: str) -> None:
+    """Who goes by what was read gives the answers of who goes by the facts, for any traits."""
+    asked = stream == "questions"
+    the_world = asked_world(task) if asked else WORLDS[task]
+    traits = [sample_user(task, number).traits for number in range(20)]
+    for number in range(40, 50):
+        for item in itertools.islice(draw(sample_user(task, number), stream), 20):
+            spoken = item.output if TASKS[task].is_beginning else item.input
+            read = the_world.facts_of(question_text(TASKS[task], item.input) if asked else spoken)
+            assert [the_world.ideal(read, each) for each in traits] == [
+                the_world.ideal(item.facts, each) for each in traits
+            ]
+    assert the_world.facts_of("The quick brown fox jumps over the lazy dog.") is None
 
 
 @tasks
