@@ -86,7 +86,7 @@ def test_a_call_that_runs_when_the_server_is_told_to_stop_still_ends(serve):
     from cloud.client import Client
     from protos.v1 import profiles_pb2
 
-    server = serve("--no-worker")
+    server = serve("--no-worker", POCKETUNE_DRAIN_S="120")
     with Client(server.address) as client:
         client.create_user("ann")
         profile = client.create_profile("users/ann", "LaMP_4").name
