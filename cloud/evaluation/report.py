@@ -56,7 +56,7 @@ def markdown(evaluation: Artifact) -> str:
         )
     if mute := [row["user"] for row in found["users"] if row.get("unreadable")]:
         parts.append(
-            f"Not one of the teacher's items could be read for {len(mute)} users "
+            f"Not one of the teacher's items, votes or marks could be read for {len(mute)} users "
             f"({', '.join(mute)}): refused, or not of the form that was asked for.\n"
         )
     return "\n".join(parts)

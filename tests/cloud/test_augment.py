@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import cloud.augment as stage
 from cloud import selection
-from cloud.augment import AugmentConfig, augment, dry_run, examples, split
+from cloud.augment import AugmentConfig, UnreadableError, augment, dry_run, examples, split
 from cloud.cli import augment_command, import_profile
 from cloud.profiles import Consent, Item, Profile, Question, read_profile, read_rows, write_profile
 from cloud.tasks import TASKS, Task, custom_task
@@ -261,7 +261,7 @@ def test_a_teacher_of_whom_nothing_can_be_read_is_an_error_with_the_count(
     tmp_path: Path, chat, small_profile: Artifact
 ) -> None:
     chat.say = lambda message, number: "I cannot help with that."
-    with pytest.raises(TeacherError, match="not one of 18 answers was of the form") as error:
+    with pytest.raises(UnreadableError, match="not one of 18 answers was of the form") as error:
         augment(small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config())
     assert error.value.exit_code == 6
     assert not (tmp_path / "d").exists()
@@ -489,7 +489,7 @@ def test_a_judge_of_whom_no_mark_can_be_read_is_an_error_that_names_it(
         "Score: 4" if "how likely is it" in message else "\n".join(NEWS[:5])
     )
     judge = open_teacher(chat.spec.replace("#small", "#strict"), 1)
-    with pytest.raises(TeacherError, match=r"#strict was asked for \d+ marks, .*'Score: 4'"):
+    with pytest.raises(UnreadableError, match=r"#strict was asked for \d+ marks, .*'Score: 4'"):
         augment(
             small_profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2), judge=judge
         )
@@ -501,7 +501,7 @@ def test_a_teacher_of_whom_no_vote_can_be_read_is_an_error(tmp_path: Path, chat)
         sorter(message), sorter(message)
     )
     profile = profile_of(tmp_path / "p", MAILS, HAM)
-    with pytest.raises(TeacherError, match=r"#small was asked for \d+ votes, .*'ham.'"):
+    with pytest.raises(UnreadableError, match=r"#small was asked for \d+ votes, .*'ham.'"):
         augment(profile, open_teacher(chat.spec, 1), tmp_path / "d", config(tries=2))
 
 

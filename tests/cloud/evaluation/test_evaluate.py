@@ -285,7 +285,7 @@ def test_a_user_whose_every_request_is_refused_counts_with_the_real_items_and_is
     assert (ann["rows"]["synthetic"], bob["rows"]["synthetic"]) == (0, 3)
     page = markdown(made)
     assert "Nothing that the teacher wrote passed for 1 of them (ann)" in page
-    assert "Not one of the teacher's items could be read for 1 users (ann): refused, or" in page
+    assert "items, votes or marks could be read for 1 users (ann): refused, or not of the" in page
 
     calls = len(chat.bodies)
     fewer = evaluate(people, means(chat.spec), tmp_path / "out", arms("base,real,mixed"))
