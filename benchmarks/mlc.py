@@ -120,14 +120,19 @@ def ship(model: models.Model, work: Path, may_fail: tuple[str, ...]) -> list[Row
     The one that is timed is not the first, which pays for what the process loads, and has goldens,
     whose parity is measured. may_fail: see `benchmarks.answers`.
     """
+    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
     from export.adapter import export_adapter
     from export.base import export_base
 
+    torch.manual_seed(0)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model.base)
-    targets = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    targets = LoraConfig(
+        r=models.RANK, lora_alpha=models.ALPHA, target_modules=["q_proj", "v_proj"],
+        init_lora_weights=False,
+    )  # fmt: skip
     get_peft_model(loaded, targets).save_pretrained(str(work / "adapter"))
     base = export_base(model.base, work / "shipped", SHIPPED, context_length=models.CONTEXT)
     found: list[Row] = []
