@@ -103,7 +103,7 @@ class AugmentConfig:
 
     def __post_init__(self) -> None:
         checks = {
-            f"per_real is {self.per_real}, expected 0 to 20": 0 <= self.per_real <= 20,
+            f"per_real is {self.per_real}, expected 0 to 100": 0 <= self.per_real <= 100,
             f"fill_to is {self.fill_to}, expected 0 or more": self.fill_to >= 0,
             f"real_share is {self.real_share}, expected 0 or more, below 1": (
                 0 <= self.real_share < 1

@@ -23,6 +23,8 @@ from cloud.pocket.world import QUESTIONS, SPLITS, WORLDS, User, asked_world, dra
 from cloud.tasks import TASKS
 
 READ = (4, 16, 64)
+MOST = 48
+"""How many users are most users."""
 Answer = Callable[[Any], str]
 
 
@@ -44,7 +46,7 @@ def stranger(task: str) -> Answer:
     kind = TASKS[task].answer_kind
 
     def answer(facts: Any) -> str:
-        said = Counter(asked_world(task).ideal(facts, traits) for traits in crowd(task))
+        said = Counter(asked_world(task).ideal(facts, traits) for traits in crowd(task)[:MOST])
         nearest = {one: sum(near(kind, one, other) * said[other] for other in said) for one in said}
         return max(nearest, key=nearest.__getitem__)
 

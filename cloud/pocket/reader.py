@@ -2,7 +2,8 @@
 
 It is to the users of this world what a strong language model is to people: it knows what texts
 there are and what habits somebody may have, and nothing of a user but the items that it is shown.
-From these it takes the likeliest traits, and writes and answers as somebody with these would. So it
+From these it takes the likeliest traits, and writes and answers as somebody with these would; where
+several are as likely, it takes one by the request's seed, so that its votes differ. So it
 shows what augmentation can give where the teacher is good; the bundled model shows it where the
 teacher is small. In: requests. Out: replies in the form of a chat model's.
 """
@@ -26,15 +27,17 @@ from protos.artifacts import digest_json
 from protos.errors import InputError
 
 NAME = "pocket-reader"
-_VERSION = 1
+_VERSION = 2
 """Of what it says: another number, and its earlier answers are no longer taken for its own."""
+_VIEWS = 16
+"""How many views of a user there are: each draws anew among traits that are as likely."""
 _TRIES = 2000
 _BEST_MARK = 5
 
 
 class ReaderTeacher:
-    """See `cloud.teachers.Teacher`. Its replies depend on requests and their seeds alone: there is
-    no noise in them, whatever the temperature.
+    """See `cloud.teachers.Teacher`. Its replies depend on requests and their seeds alone. Above
+    temperature 0 it draws among traits that are as likely; there is no other noise in them.
     """
 
     name = NAME
@@ -59,12 +62,13 @@ class ReaderTeacher:
         """
         for index, ask in enumerate(asks):
             shown = tuple(sorted((shot.input, shot.output) for shot in ask.shots))
-            yield index, Reply(_say(task, ask, _traits(task.name, shown)))
+            view = ask.seed % _VIEWS if sampling.temperature else None
+            yield index, Reply(_say(task, ask, _traits(task.name, shown, view)))
 
 
-@lru_cache(maxsize=256)
-def _traits(task: str, shown: tuple[Pair, ...]) -> Any:
-    """Those that explain best what is shown."""
+@lru_cache(maxsize=4096)
+def _traits(task: str, shown: tuple[Pair, ...], view: int | None) -> Any:
+    """Those that explain best what is shown; view: which of several that do it as well."""
     known = [
         (facts, output)
         for text, output in shown
@@ -72,7 +76,7 @@ def _traits(task: str, shown: tuple[Pair, ...]) -> Any:
     ]
     if not known:
         raise InputError(f"{NAME} knows users of the pocket world only, and these are none")
-    return likeliest(task, known)
+    return likeliest(task, known, None if view is None else random.Random(f"{NAME} {view}"))
 
 
 def _facts(task: str, text: str, output: str) -> Any | None:

@@ -5,7 +5,7 @@ In: what items state, and their outputs. Out: the traits that explain these best
 
 import dataclasses
 import functools
-import itertools
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,7 +13,7 @@ from cloud.likeness import Words, rouge_l, words
 from cloud.pocket.world import TRAIN_USERS, WORLDS, sample_user
 from cloud.tasks import TASKS, Kind
 
-CROWD = 48
+CROWD = 300
 """Users whose traits a reader thinks of."""
 ROUNDS = 2
 SEVERAL = ("adjectives", "blends", "verbs", "within", "words")
@@ -22,15 +22,19 @@ Known = tuple[Any, str]
 """What an item states, and its output."""
 
 
-def likeliest(task: str, items: Sequence[Known]) -> Any:
+def likeliest(task: str, items: Sequence[Known], rng: random.Random | None = None) -> Any:
     """The traits under which the outputs are nearest to what they are.
 
     The search begins at the likeliest of a crowd of users, and then takes over single traits of
-    others while that explains more.
+    others while that explains more. rng: draws where several explain as much; else the first.
     """
-    best = max(crowd(task), key=lambda traits: _explained(task, traits, items))
+    others, changes = [*crowd(task)], [*_changes(task)]
+    if rng:
+        rng.shuffle(others)
+        rng.shuffle(changes)
+    best = max(others, key=lambda traits: _explained(task, traits, items))
     most = _explained(task, best, items)
-    for change in itertools.chain.from_iterable([*_changes(task)] for _ in range(ROUNDS)):
+    for change in changes * ROUNDS:
         changed = change(best)
         explained = _explained(task, changed, items)
         if explained > most + 1e-9:

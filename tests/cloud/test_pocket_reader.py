@@ -16,7 +16,7 @@ from cloud.pocket.world import DEV_USERS, WORLDS, Drawn, User, draw, question_te
 from cloud.profiles import Item
 from cloud.prompts import Ask, Pair
 from cloud.tasks import TASKS
-from cloud.teachers import GREEDY, open_teacher
+from cloud.teachers import GREEDY, Sampling, open_teacher
 from protos.artifacts import read_json
 from protos.errors import InputError
 
@@ -27,6 +27,7 @@ GIVEN: dict[str, Any] = {
 }  # fmt: skip
 tasks = pytest.mark.parametrize("task", list(WORLDS))
 reader = ReaderTeacher()
+WARM = Sampling(temperature=1.0)
 
 
 def drawn(user: User, count: int, stream: str = "profile") -> list[Drawn]:
@@ -39,8 +40,8 @@ def items(user: User, count: int) -> tuple[Item, ...]:
     )
 
 
-def said(task: str, *asks: Ask) -> list[list[Pair | None]]:
-    replies = dict(reader.write(TASKS[task], asks, GREEDY))
+def said(task: str, *asks: Ask, sampling: Sampling = GREEDY) -> list[list[Pair | None]]:
+    replies = dict(reader.write(TASKS[task], asks, sampling))
     return [reader.read(TASKS[task], ask, replies[index].text) for index, ask in enumerate(asks)]
 
 
@@ -111,6 +112,41 @@ def test_each_kind_of_request_has_its_reply() -> None:
     assert [pair[1] for pair in label if pair] == ["2"] * 3
     votes = said("LaMP_3", *(Ask("vote", shots, pair[0]) for pair in label if pair))
     assert [pair[1] for (pair,) in votes if pair] == ["2"] * 3
+
+
+@pytest.mark.parametrize("task", ["LaMP_2", "LaMP_3"])
+def test_its_votes_agree_on_what_the_items_tell_and_differ_on_what_they_do_not(task: str) -> None:
+    """So what most votes give is right more often than what it says when it is asked once."""
+    once: list[bool] = []
+    agreed: list[bool] = []
+    for number in DEV_USERS[:20]:
+        user = sample_user(task, number)
+        asked = drawn(user, 20, "more")
+        shots = items(user, 4)
+        asks = [Ask("vote", shots, each.input, seed=seed) for each in asked for seed in range(5)]
+        labels = [pair[1] if pair else None for (pair,) in said(task, *asks, sampling=WARM)]
+        for place, each in enumerate(asked):
+            votes = labels[5 * place : 5 * place + 5]
+            is_right = votes[0] == WORLDS[task].ideal(each.facts, user.traits)
+            once.append(is_right)
+            if len(set(votes)) == 1:
+                agreed.append(is_right)
+    assert 0.3 * len(once) < len(agreed) < 0.9 * len(once)
+    assert sum(agreed) / len(agreed) > sum(once) / len(once) + 0.05
+
+
+def test_at_temperature_nought_a_seed_changes_nothing() -> None:
+    differ = 0
+    for number in DEV_USERS[:10]:
+        user = sample_user("LaMP_3", number)
+        shots, text = items(user, 4), drawn(user, 1, "more")[0].input
+        asks = [Ask("vote", shots, text, seed=seed) for seed in range(16)]
+        first, *others = said("LaMP_3", *asks)
+        assert others == [first] * 15
+        warm = said("LaMP_3", *asks, sampling=WARM)
+        assert warm == said("LaMP_3", *asks, sampling=WARM)
+        differ += any(each != first for each in warm)
+    assert differ
 
 
 def test_it_judges_by_nearness_to_what_the_user_would_write() -> None:

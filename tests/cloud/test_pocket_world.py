@@ -237,13 +237,15 @@ def test_outputs_are_noisy_as_often_as_is_said(task: str, noise: float) -> None:
 def test_users_can_be_known_by_their_items_and_by_nothing_else(
     task: str, ceiling: float, unknown: float
 ) -> None:
-    """The oracle reaches the ceiling, no stranger comes near, and a reader gains by each item."""
+    """The oracle reaches the ceiling, no stranger comes near; a reader gains by items, until all
+    is known.
+    """
     found = ceilings.row(task, [sample_user(task, number) for number in DEV_USERS[:5]])
     few, some, many = (found[f"reader, {count} items"] for count in ceilings.READ)
     assert found["oracle"] >= ceiling
     assert max(found["stranger"], found["another"]) <= unknown
-    assert found["stranger"] < few < some < many <= found["oracle"] + 0.02
-    assert many - found["stranger"] > 0.7 * (found["oracle"] - found["stranger"])
+    assert found["stranger"] < few < some <= many <= found["oracle"] + 0.02
+    assert many - found["stranger"] > 0.9 * (found["oracle"] - found["stranger"])
 
 
 def test_nothing_can_be_gained_where_there_are_no_traits() -> None:
