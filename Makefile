@@ -6,7 +6,7 @@ OUT ?= build/demo
 X86_LINUX := sys_platform == 'linux' and platform_machine == 'x86_64'
 BUF := npx --yes @bufbuild/buf@1.75.0
 
-.PHONY: help setup demo test check api floor bench bench-quick docs format lock clean
+.PHONY: help setup demo test check api floor bench bench-quick eval-quick docs format lock clean
 
 help:
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -53,6 +53,9 @@ bench: setup ## every benchmark, and the table in docs/benchmarks.md; it builds 
 
 bench-quick: setup ## the same on small models with few repeats, into build/
 	$(BIN)/python -m benchmarks.suite --quick
+
+eval-quick: setup ## six users of each task of the bundled world, with and without synthetic items
+	$(BIN)/pocketune eval --suite pocket --quick --out build/eval
 
 docs: setup ## write the generated pages of docs/
 	$(BIN)/python docs/generate.py
