@@ -3,9 +3,9 @@
 It is to the users of this world what a strong language model is to people: it knows what texts
 there are and what habits somebody may have, and nothing of a user but the items that it is shown.
 From these it takes the likeliest traits, and writes and answers as somebody with these would; where
-several are as likely, it takes one by the request's seed, so that its votes differ. So it
-shows what augmentation can give where the teacher is good; the bundled model shows it where the
-teacher is small. In: requests. Out: replies in the form of a chat model's.
+several are as likely, it takes one by the request's seed, so that its votes differ. So it shows
+what augmentation can give where the teacher is good; the bundled model shows it where the teacher
+is small. In: requests. Out: replies in the form of a chat model's.
 """
 
 from __future__ import annotations

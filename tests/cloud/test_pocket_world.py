@@ -244,7 +244,8 @@ def test_users_can_be_known_by_their_items_and_by_nothing_else(
     few, some, many = (found[f"reader, {count} items"] for count in ceilings.READ)
     assert found["oracle"] >= ceiling
     assert max(found["stranger"], found["another"]) <= unknown
-    assert found["stranger"] < few < some <= many <= found["oracle"] + 0.02
+    assert found["stranger"] < few < some
+    assert some < many <= found["oracle"] + 0.02 or some == many == found["oracle"]
     assert many - found["stranger"] > 0.9 * (found["oracle"] - found["stranger"])
 
 
