@@ -3,13 +3,15 @@
 In: settings, the interceptor, and what adds the services to a server. Out: a port that is listened
 on until `stop`. grpc.aio ends a whole server at one call whose path is no UTF-8: its loop raises,
 the port is closed, and the process lives on and serves nobody. Then a new server takes the port at
-once, while the calls that run go on in the old one.
+once, while the calls that run go on in the old one. Methods are not registered with its core: a
+server that falls frees what the core is still to write the next call of each registered method to.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import structlog
@@ -66,6 +68,7 @@ class Listener:
                 ("grpc.keepalive_time_ms", 30_000),
             ],
         )
+        _leave_unregistered(server)
         self._add_services(server)
         address = f"{self._settings.host}:{self.port}"
         if self._credentials is None:
@@ -96,6 +99,14 @@ class Listener:
                 return await self._stand_up()
             except RuntimeError:  # the fallen one has not let go of the port yet
                 await asyncio.sleep(_LOOK_S)
+
+
+def _leave_unregistered(server: Any) -> None:
+    """Have the generic handlers, which generated code adds as well, serve all methods."""
+
+    def register(service: str, handlers: object) -> None: ...
+
+    server.add_registered_method_handlers = register
 
 
 def _without_falls(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

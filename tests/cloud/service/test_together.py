@@ -38,6 +38,7 @@ def work(
             (Path(folder) / ".out.work").mkdir(parents=True)
             (Path(folder) / ".out.work" / "text").write_text("of a user")
             progress(f"{number} {name} wrote", 0.6)
+            errors.append(None)
             continue
         while (
             (going := wanted()) and time.monotonic() < until and not Path(folder, ENOUGH).exists()
