@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from cloud.evaluation.arms import OTHER, TEACHER
+from cloud.evaluation.arms import OTHER, TEACHER, parse_ratios, ratio_arm
 from cloud.evaluation.results import read_results
 from cloud.evaluation.statistics import gain
 from protos.artifacts import Artifact
@@ -69,26 +69,31 @@ def summary(all_found: Sequence[dict[str, Any]]) -> str:
     """
     names = [name for name in (*_HELD_AGAINST, OURS, TEACHER) if name in all_found[0]["arms"]]
     overs = [name for name in _HELD_AGAINST if name in names and OURS in names]
-    rows = [
-        ["task", "users", "measure", *names, *(f"{OURS} over {o}" for o in overs), "of the gap"]
-    ]
+    gap = ["of the gap"] * bool(overs)
+    rows = [["task", "users", "measure", *names, *(f"{OURS} over {o}" for o in overs), *gap]]
     rows.append(["---"] * len(rows[0]))
     for found in all_found:
         main = found["main"]
         scores = [f"{found['arms'][name]['pooled'][main]:.3f}" for name in names]
         gains = [_interval(found["gains"][main][OURS][over]) for over in overs]
-        share = gap_closed(found)
-        gap = "" if share is None else f"{share:.0%}"
-        row = [found["task"], str(len(found["users"])), METRICS[main], *scores, *gains, gap]
+        row = [found["task"], str(len(found["users"])), METRICS[main], *scores, *gains]
+        if overs:
+            share = gap_closed(found)
+            row.append("" if share is None else f"{share:.0%}")
         rows.append(row)
+    about = "; the gap is the one between real and the teacher in context" if gap else ""
     note = (
-        "Gains are over users, positive is better, with 95% intervals; the gap is the one between "
-        "real and the teacher in context. Each task has a page of its own in its folder.\n"
+        f"Gains are over users, positive is better, with 95% intervals{about}. Each task has a "
+        "page of its own in its folder.\n"
     )
     count = f"{len(all_found)} task" + "s" * (len(all_found) > 1)
     parts = [f"# {count}\n", _table(rows), note + _gaps(all_found)]
     if "real" in overs:
         parts += [f"{OURS} over real, by the number of items:\n", _tasks_by_items(all_found)]
+    ratios = parse_ratios(all_found[0]["config"]["ratios"])
+    if ratios and "real" in names:
+        title = "Gain over real, by how many synthetic items were asked for to each real one:\n"
+        parts += [title, _tasks_by_ratio(all_found, ratios)]
     return "\n".join(parts)
 
 
@@ -114,6 +119,17 @@ def _tasks_by_items(all_found: Sequence[dict[str, Any]]) -> str:
     for items in sorted({items for groups in of_tasks.values() for items in groups}):
         told = [groups.get(items) for groups in of_tasks.values()]
         rows.append([_range(items), *(_interval(vars(each)) if each else "" for each in told)])
+    return _table(rows)
+
+
+def _tasks_by_ratio(all_found: Sequence[dict[str, Any]], ratios: Sequence[float]) -> str:
+    """What each ratio's arm gains over `real`: a row for a ratio, a column for each task."""
+    rows = [["ratio", *(found["task"] for found in all_found)]]
+    rows.append(["---"] * len(rows[0]))
+    for ratio in ratios:
+        name = ratio_arm(ratio).name
+        gains = [found["gains"][found["main"]][name]["real"] for found in all_found]
+        rows.append([f"{ratio:g}", *(_interval(each) for each in gains)])
     return _table(rows)
 
 

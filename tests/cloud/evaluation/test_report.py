@@ -85,3 +85,17 @@ def test_over_tasks_gains_stand_side_by_side_by_the_number_of_items(tmp_path: Pa
     assert table[2] == "| 4 to 7 | +0.100 | " + table[2].split(" | ")[2]
     assert table[2].split(" | ")[2].startswith("+0.171 (+")  # of all seven, who have four items
     assert table[3:] == ["| 8 to 15 | +0.200 |  |", "| 64 to 127 | +0.200 |  |"]
+
+
+def test_over_tasks_ratios_stand_below_each_other(tmp_path: Path) -> None:
+    scores = {"real": [0.4] * 5, "ratio-0": [0.4] * 5, "ratio-0.5": [0.5] * 5, "ratio-2": [0.7] * 5}
+    asked = {"config": {"seed": 0, "ratios": "0,2,0.5"}}
+    found = read_results(evaluation(tmp_path, "LaMP_4", scores, **asked))
+    worse = read_results(evaluation(tmp_path, "LaMP_5", {**scores, "ratio-2": [0.3] * 5}, **asked))
+    page = summary([found, worse])
+    lines = page.splitlines()
+    assert lines[lines.index("| ratio | LaMP_4 | LaMP_5 |") + 2 :] == [
+        "| 0 | +0.000 | +0.000 |", "| 0.5 | +0.100 | +0.100 |", "| 2 | +0.300 | -0.100 |",
+    ]  # fmt: skip
+    assert "| task | users | measure | real |" in lines
+    assert "gap" not in page
