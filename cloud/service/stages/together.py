@@ -183,16 +183,17 @@ def _round(
         return any(each.is_in() for each in group)
 
     given = ([each.member for each in group], *arguments, threads)
-    errors: Sequence[Exception | None] | None = None
+    ends: list[tuple[_Waiting, Exception | None]] = [(each, None) for each in group]
     try:
         errors = child.run(function, given, threads, first.folder, told, is_going)
+        ends = list(zip(group, errors, strict=True))
     except Exception as error:  # whatever it is, it is told to somebody or tried again
         _log.warning("steps failed together", members=len(group), error=type(error).__name__)
         if len(group) == 1:
-            errors = [error]
+            ends = [(group[0], error)]
     _clear(group)
-    for number, each in enumerate(group):
-        each.error = errors[number] if errors else None
+    for each, error in ends:
+        each.error = error
         each.ended.set()
 
 

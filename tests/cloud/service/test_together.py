@@ -10,13 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from cloud.service import scratch
 from cloud.service.errors import Cancelled
 from cloud.service.pipeline import Job
 from cloud.service.stages.together import Together, asked
 from protos.errors import InputError, PocketuneError
 
-BAD, CRASH, LATE = "bad", "crash", "late"
+BAD, CRASH, LATE, SHORT = "bad", "crash", "late", "short"
 ENOUGH = "enough"  # a file in its folder ends a member's pause
 Say = Callable[[str, float], None]
 
@@ -28,6 +30,8 @@ def work(
     errors: list[PocketuneError | None] = []
     if len(members) > 1 and CRASH in dict(members):
         os._exit(3)
+    if len(members) > 1 and SHORT in dict(members):
+        return errors  # of nobody
     for number, (name, folder) in enumerate(members):
         progress(f"{number} {name} begins", 0.5)
         until = time.monotonic() + pause
@@ -124,8 +128,10 @@ def test_one_members_error_is_its_own(tmp_path: Path):
     assert answers["ann"][1] == answers["cid"][1] == "3"  # type: ignore[index]
 
 
-def test_a_child_that_dies_is_followed_by_one_for_each(tmp_path: Path):
-    answers = Worker(tmp_path, most=8).all_end(CRASH, "bob", "cid")
+@pytest.mark.parametrize("fault", [CRASH, SHORT])
+def test_a_child_that_fails_as_a_whole_is_followed_by_one_for_each(tmp_path: Path, fault: str):
+    answers = Worker(tmp_path, most=8).all_end(fault, "bob", "cid")
+    assert set(answers) == {fault, "bob", "cid"}
     assert all(answer[1] == "1" for answer in answers.values())  # type: ignore[index]
 
 
