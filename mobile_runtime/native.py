@@ -8,6 +8,7 @@ whole exporter (6 s instead of 1.5 s), which a runtime does not need.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib.util
@@ -70,7 +71,7 @@ class Program:
 
         tokens = torch.tensor([list(ids)], dtype=torch.int64)
         start = torch.tensor([position], dtype=torch.int64)
-        with _LOCK:
+        with _LOCK, _one_thread_a_caller():
             given: Any = self._module.run_method("forward", (tokens, start))
             return [np.array(tensor.numpy(), dtype=np.float32) for tensor in given]
 
@@ -155,6 +156,44 @@ def set_threads(threads: int) -> None:
         with _quiet_stderr():
             _bindings()._unsafe_reset_threadpool(threads)
         _threads = threads
+
+
+@contextlib.contextmanager
+def _one_thread_a_caller() -> Generator[None]:
+    """While a program computes, PyTorch's BLAS keeps to the thread that calls it.
+
+    Every thread of the pool calls it in attention, and MKL, which is in PyTorch's builds for x86,
+    began a team of its own for each: reading a prompt on two cores took twice as long.
+    """
+    import torch
+
+    blas, threads = _mkl(), torch.get_num_threads()
+    torch.set_num_threads(1)  # this thread's, and that of MKL in it
+    if blas:
+        library, default = blas
+        library.mkl_serv_set_num_threads(1)  # all others'
+    try:
+        yield
+    finally:
+        if blas:
+            library, default = blas
+            library.mkl_serv_set_num_threads(default)
+        torch.set_num_threads(threads)
+
+
+@functools.cache
+def _mkl() -> tuple[ctypes.CDLL, int] | None:
+    """PyTorch's MKL and how many threads it takes by default, if that is its BLAS."""
+    import torch
+
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        here = library.MKL_Set_Num_Threads_Local(0)
+        default = library.mkl_serv_get_max_threads()
+        library.MKL_Set_Num_Threads_Local(here)
+    except (OSError, AttributeError):
+        return None
+    return library, default
 
 
 _threads: int | None = None

@@ -1,13 +1,19 @@
 """The engine says what transformers with PEFT says, also with several of them alive."""
 
 import gc
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from export.base import export_base
 from mobile_runtime.engine import Engine, open_engine
 from mobile_runtime.executorch_engine import ExecuTorchEngine
 from protos.errors import ArtifactError, InputError, UnsupportedError
@@ -118,6 +124,32 @@ def test_weights_of_nan_are_refused_when_they_answer(world, opened, reseal) -> N
 
     with pytest.raises(ArtifactError, match="not finite"):
         opened(reseal(world.base, poison)).prefill(IDS)
+
+
+PREFILL = """
+import os, sys
+from pathlib import Path
+from mobile_runtime.engine import open_engine
+import torch
+engine = open_engine(Path(sys.argv[1]), None, 2, Path(sys.argv[2]))
+before, torchs = len(os.listdir("/proc/self/task")), torch.get_num_threads()
+for _ in range(3):
+    engine.reset()
+    engine.prefill([3, *range(3, 50)] * 10)
+print(len(os.listdir("/proc/self/task")) - before, torch.get_num_threads() - torchs)
+"""
+
+
+def test_reading_takes_no_more_threads_than_asked_for(tmp_path, cache_dir, tiny_base) -> None:
+    """Each thread of the pool calls PyTorch's BLAS, which once began as many more of its own."""
+    base = shutil.copytree(tiny_base, tmp_path / "model")
+    config = LlamaConfig.from_pretrained(base, head_dim=64, max_position_embeddings=512)
+    LlamaForCausalLM(config).save_pretrained(base)
+    export_base(str(base), tmp_path / "base", "executorch-xnnpack-fp32", threads=1)
+    command = [sys.executable, "-c", PREFILL, str(tmp_path / "base"), str(cache_dir)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["0", "0"]
 
 
 def test_another_thread_count_is_refused_while_an_engine_lives(world, cache_dir) -> None:
