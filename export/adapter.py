@@ -15,7 +15,7 @@ import torch
 
 from export.backend import find_backend, summary
 from export.goldens import GoldenMaker
-from export.libraries import load_libraries
+from export.libraries import load_libraries, memory_given_back
 from export.peft_adapter import open_adapter
 from export.prompt_format import prompt_format
 from export.prompts import golden_prompts, template_clock
@@ -95,8 +95,9 @@ def export_adapter(
         draft.measured |= summary(draft.path, written)
         if goldens:
             started = time.perf_counter()
-            make = _golden_maker(model_files, resolved, prompts, part(progress, 0.05, 1.0))
-            write_golden(draft.path, golden(make))
+            with memory_given_back():
+                make = _golden_maker(model_files, resolved, prompts, part(progress, 0.05, 1.0))
+                write_golden(draft.path, golden(make))
             draft.measured["golden_seconds"] = round(time.perf_counter() - started, 3)
     return open_artifact(out, KIND)
 
