@@ -167,23 +167,21 @@ def _one_thread_a_caller() -> Generator[None]:
     """
     import torch
 
-    blas, threads = _mkl(), torch.get_num_threads()
+    threads, (mkl, default) = torch.get_num_threads(), _mkl()
     torch.set_num_threads(1)  # this thread's, and that of MKL in it
-    if blas:
-        library, default = blas
-        library.mkl_serv_set_num_threads(1)  # all others'
+    if mkl:
+        mkl.mkl_serv_set_num_threads(1)  # all others'
     try:
         yield
     finally:
-        if blas:
-            library, default = blas
-            library.mkl_serv_set_num_threads(default)
+        if mkl:
+            mkl.mkl_serv_set_num_threads(default)
         torch.set_num_threads(threads)
 
 
 @functools.cache
-def _mkl() -> tuple[ctypes.CDLL, int] | None:
-    """PyTorch's MKL and how many threads it takes by default, if that is its BLAS."""
+def _mkl() -> tuple[ctypes.CDLL | None, int]:
+    """PyTorch's MKL, if that is its BLAS, and how many threads it takes by default."""
     import torch
 
     try:
@@ -192,7 +190,7 @@ def _mkl() -> tuple[ctypes.CDLL, int] | None:
         default = library.mkl_serv_get_max_threads()
         library.MKL_Set_Num_Threads_Local(here)
     except (OSError, AttributeError):
-        return None
+        return None, 0
     return library, default
 
 
